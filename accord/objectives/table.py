@@ -1,0 +1,185 @@
+"""The table of objectives: one row each, read from the functions themselves.
+
+An objective is a function decorated with `@row(...)` in a file of this folder. Its signature says most of what
+there is to know:
+
+- the annotation of the first argument is what it feeds on (`Demos, Points, Pairs, Groups, Tokens, Rollouts`);
+- every further positional argument is something it needs, by name (`NEEDS`); `ref` means a reference policy;
+- keyword-only arguments are its options, with their defaults;
+- the docstring is equation, source and help.
+
+The row adds what a signature cannot say. Everything here is read from the syntax tree, so that listing the table
+imports no torch; `function(name)` imports the module that holds the function.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accord.errors import ConfigError, nearest
+
+NEEDS = {
+    "ref": "log-probs under the reference policy",
+    "old": "log-probs under the policy that sampled the responses",
+    "mismatched": "log-probs of another prompt's response after this prompt, no gradient, nats",
+    "ref_mismatched": "the same under the reference",
+    "log_z": "log of the partition function of each example's prompt, nats",
+    "stats": "what the row's stats function made of the whole global batch, detached",
+    "kl": "sequence KL from the reference, summed over tokens, nats",
+    "entropy": "entropy of the next-token distribution, per response, nats",
+    "tokens": "log-probs token by token, [B, L]",
+    "ref_tokens": "the reference's log-probs token by token, [B, L]",
+    "hidden": "hidden state at each response's last token, [B, h]",
+    "score": "output of a scalar head at each response's last token, [B]",
+    "value": "output of a value head token by token, [B, L]",
+    "noise": "a torch.Generator drawn from (seed, step)",
+    "progress": "share of the run that is done, in [0, 1]",
+}
+
+
+
+@dataclass(frozen=True)
+class Option:
+    """A keyword of an objective: its annotation as written, and its default."""
+
+    annotation: str
+    default: Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of an objective.
+
+    length: whether it was published on summed or mean log-probs; a run that chooses the other one is named so.
+    unit: what is counted in the divisor: `example`, or `token` (the run's total of trained tokens).
+    init: its value at policy = reference, as an expression over its options and `log` (`log(2)`, `1/(4*tau**2)`),
+        and for points over `value`; or None where it has no fixed one.
+    invariance: `shift` if adding a constant of the prompt to every log-ratio changes nothing, else None.
+    stats: name of the function beside it that sees the global batch first.
+    couples: `batch` if its losses cannot be computed example by example.
+    classes: `both` if every batch must hold good and bad examples.
+    exceptions: laws that it breaks on purpose, with the reason.
+    """
+
+    name: str
+    module: str
+    feeds_on: str
+    needs: tuple[str, ...]
+    options: dict[str, Option]
+    doc: str
+    paper: str
+    length: str = "sum"
+    unit: str = "example"
+    init: str | None = None
+    invariance: str | None = None
+    stats: str | None = None
+    couples: str | None = None
+    classes: str | None = None
+    aliases: tuple[str, ...] = ()
+    exceptions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def needs_reference(self) -> bool:
+        return "ref" in self.needs
+
+    @property
+    def scores_batch_first(self) -> bool:
+        """True if the whole global batch must be scored before any loss is known."""
+        return self.stats is not None or self.couples is not None
+
+    @property
+    def summary(self) -> str:
+        return self.doc.strip().splitlines()[0]
+
+    @property
+    def help(self) -> str:
+        first, _, rest = self.doc.partition("\n")
+        return first + "\n" + textwrap.dedent(rest)
+
+
+def row(
+    *,
+    paper: str,
+    length: str = "sum",
+    unit: str = "example",
+    init: str | None = None,
+    invariance: str | None = None,
+    stats: str | None = None,
+    couples: str | None = None,
+    classes: str | None = None,
+    aliases: tuple[str, ...] = (),
+    exceptions: dict[str, str] | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Marks a function as an objective; the arguments are the fields of `Row` and must be literals."""
+    del paper, length, unit, init, invariance, stats, couples, classes, aliases, exceptions  # read from the tree
+    return lambda function: function
+
+
+@functools.cache
+def rows() -> dict[str, Row]:
+    """Every objective by name, in the order of the files and of the functions within."""
+    found: dict[str, Row] = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and (facts := _facts(node)) is not None:
+                found[node.name] = _read(node, f"accord.objectives.{path.stem}", facts)
+    return found
+
+
+def _facts(node: ast.FunctionDef) -> dict[str, Any] | None:
+    for decorator in node.decorator_list:
+        if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "row":
+            return {str(k.arg): ast.literal_eval(k.value) for k in decorator.keywords}
+    return None
+
+
+def _read(node: ast.FunctionDef, module: str, facts: dict[str, Any]) -> Row:
+    first, *needs = node.args.posonlyargs + node.args.args
+    options = {
+        a.arg: Option(ast.unparse(a.annotation) if a.annotation else "Any", ast.literal_eval(default))
+        for a, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+        if default is not None
+    }
+    return Row(
+        name=node.name,
+        module=module,
+        feeds_on=ast.unparse(first.annotation) if first.annotation else "",
+        needs=tuple(a.arg for a in needs),
+        options=options,
+        doc=ast.get_docstring(node) or "",
+        **facts,
+    )
+
+
+def find(name: str) -> Row:
+    """The row called `name` or known by that alias.
+
+    Raises:
+        ConfigError: there is none; the message names the nearest.
+    """
+    table = rows()
+    if name in table:
+        return table[name]
+    for candidate in table.values():
+        if name in candidate.aliases:
+            return candidate
+    raise ConfigError(f"no objective is called {name!r}; {nearest(name, table)}")
+
+
+def function(name: str) -> Callable[..., Any]:
+    """The objective itself (imports torch)."""
+    found = find(name)
+    return getattr(importlib.import_module(found.module), found.name)
+
+
+def stats_function(name: str) -> Callable[..., Any] | None:
+    """The row's stats function, or None."""
+    found = find(name)
+    return getattr(importlib.import_module(found.module), found.stats) if found.stats else None
