@@ -1,3 +1,36 @@
-"""Accord aligns a causal language model with whatever feedback there is, and shows what that did to it."""
+"""Accord aligns a causal language model with whatever feedback there is, and shows what that did to it.
+
+>>> import accord
+>>> run = accord.train("smollm2", "slogans", "dpo", max_steps=50)   # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["Record", "Response", "Judgement", "Message", "answer", "load", "train"]
+
+if TYPE_CHECKING:
+    from accord.data.records import Judgement, Message, Record, Response
+    from accord.engine.models import load
+    from accord.sampling.local import answer
+    from accord.training.run import train
+
+_HOMES = {
+    "train": "accord.training.run",
+    "load": "accord.engine.models",
+    "answer": "accord.sampling.local",
+    "Record": "accord.data.records",
+    "Response": "accord.data.records",
+    "Judgement": "accord.data.records",
+    "Message": "accord.data.records",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'accord' has no attribute {name!r}")

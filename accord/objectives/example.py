@@ -13,6 +13,11 @@ def _row(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def scalar(value: float) -> torch.Tensor:
+    """One 0-dim number, such as a log Z shared by all prompts."""
+    return torch.tensor(value, dtype=torch.float64)
+
+
 def pairs(
     chosen: float,
     rejected: float,
@@ -23,7 +28,13 @@ def pairs(
 ) -> Pairs:
     """One pair."""
     return Pairs(
-        _row(chosen), _row(rejected), _row(lengths[0]), _row(lengths[1]), _row(strength), _row(scores[0]), _row(scores[1])
+        _row(chosen),
+        _row(rejected),
+        _row(lengths[0]),
+        _row(lengths[1]),
+        _row(strength),
+        _row(scores[0]),
+        _row(scores[1]),
     )
 
 
@@ -41,5 +52,8 @@ def groups(logp: list[float], score: list[float]) -> Groups:
     """One group of scored responses."""
     k = len(logp)
     return Groups(
-        _row(*logp)[None], torch.full((1, k), 5.0, dtype=torch.float64), _row(*score)[None], torch.ones(1, k, dtype=torch.bool)
+        _row(*logp)[None],
+        torch.full((1, k), 5.0, dtype=torch.float64),
+        _row(*score)[None],
+        torch.ones(1, k, dtype=torch.bool),
     )

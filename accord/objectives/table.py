@@ -44,7 +44,6 @@ NEEDS = {
 }
 
 
-
 @dataclass(frozen=True)
 class Option:
     """A keyword of an objective: its annotation as written, and its default."""
@@ -62,7 +61,7 @@ class Row:
     init: its value at policy = reference, as an expression over its options and `log` (`log(2)`, `1/(4*tau**2)`),
         and for points over `value`; or None where it has no fixed one.
     invariance: `shift` if adding a constant of the prompt to every log-ratio changes nothing, else None.
-    stats: name of the function beside it that sees the global batch first.
+    stats: name of the function beside it that sees the global batch first; stats_needs: what that one needs.
     couples: `batch` if its losses cannot be computed example by example.
     classes: `both` if every batch must hold good and bad examples.
     exceptions: laws that it breaks on purpose, with the reason.
@@ -84,6 +83,7 @@ class Row:
     classes: str | None = None
     aliases: tuple[str, ...] = ()
     exceptions: dict[str, str] = field(default_factory=dict)
+    stats_needs: tuple[str, ...] = ()
 
     @property
     def needs_reference(self) -> bool:
@@ -127,9 +127,12 @@ def rows() -> dict[str, Row]:
     """Every objective by name, in the order of the files and of the functions within."""
     found: dict[str, Row] = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and (facts := _facts(node)) is not None:
-                found[node.name] = _read(node, f"accord.objectives.{path.stem}", facts)
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        for name, node in functions.items():
+            if (facts := _facts(node)) is not None:
+                stats = functions[facts["stats"]] if facts.get("stats") else None
+                found[name] = _read(node, f"accord.objectives.{path.stem}", facts, stats)
     return found
 
 
@@ -140,8 +143,8 @@ def _facts(node: ast.FunctionDef) -> dict[str, Any] | None:
     return None
 
 
-def _read(node: ast.FunctionDef, module: str, facts: dict[str, Any]) -> Row:
-    first, *needs = node.args.posonlyargs + node.args.args
+def _read(node: ast.FunctionDef, module: str, facts: dict[str, Any], stats: ast.FunctionDef | None = None) -> Row:
+    first, *needs = _positional(node)
     options = {
         a.arg: Option(ast.unparse(a.annotation) if a.annotation else "Any", ast.literal_eval(default))
         for a, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
@@ -154,8 +157,13 @@ def _read(node: ast.FunctionDef, module: str, facts: dict[str, Any]) -> Row:
         needs=tuple(a.arg for a in needs),
         options=options,
         doc=ast.get_docstring(node) or "",
+        stats_needs=tuple(a.arg for a in _positional(stats)[1:]) if stats else (),
         **facts,
     )
+
+
+def _positional(node: ast.FunctionDef) -> list[ast.arg]:
+    return node.args.posonlyargs + node.args.args
 
 
 def find(name: str) -> Row:

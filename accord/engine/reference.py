@@ -1,0 +1,168 @@
+"""Compared with which policy, exactly?
+
+A reference has a name and an identity (the content key of its weights). Its token log-probs are computed once per
+(weights, dtype, token ids) and cached on disk, so a sweep over learning rates or objectives pays for them once, and
+another cut or template is a miss, never a stale hit. `live` computes them at every step instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence as Seq
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from accord.data.batches import Micro, micro_batches, pack
+from accord.data.chat import Sequence
+from accord.engine.logprobs import Row, Scorer, no_dropout
+from accord.engine.models import write_whole
+from accord.errors import AccordError
+
+SHARD_TOKENS = 1 << 16
+Open = Callable[[], contextlib.AbstractContextManager[Scorer]]
+
+
+def plan(sequences: Seq[Sequence], scorer: Scorer, budget: int, rank: int = 0, world: int = 1) -> list[Micro]:
+    """This rank's forward passes over the sequences, one unit each; every rank gets the same number of them."""
+    groups = micro_batches(sequences, [(i,) for i in range(len(sequences))], budget, scorer.layout)
+    rounds = -(-len(groups) // world)
+    mine = [groups[r * world + rank] if r * world + rank < len(groups) else groups[0] for r in range(rounds)]
+    return [pack(sequences, g, scorer.layout, keep_last=scorer.keep_last) for g in mine]
+
+
+def score(scorer: Scorer, micros: Seq[Micro]) -> Iterator[tuple[int, np.ndarray]]:
+    """(sequence number, token log-probs [R] float32) for everything in `micros`, without gradient or dropout."""
+    for micro in micros:
+        with torch.no_grad(), no_dropout(scorer):
+            logp = scorer(Row.of(micro, scorer.device))["logp"].float().cpu().numpy()
+        for i in dict.fromkeys(micro.owner.tolist()):
+            yield i, logp[micro.owner == i]
+
+
+@dataclass
+class Reference:
+    """Log-probs of a named, fixed policy.
+
+    Args:
+        name: how the user knows it: `start of run`, a path, `adapters off`, `previous round`.
+        key: content key of its weights.
+        open: gives its scorer for a while; for `start of run` before the first step that is the policy itself.
+        dtype: compute dtype; part of a cache entry's identity.
+        folder: root of the cache, or None for memory only.
+        mode: `cached` (computed ahead of the steps that need them) or `live` (computed within each step).
+        wait: called between writing and reading when several processes share the cache.
+    """
+
+    name: str
+    key: str
+    open: Open
+    dtype: torch.dtype
+    folder: Path | None = None
+    mode: Literal["cached", "live"] = "cached"
+    rank: int = 0
+    world: int = 1
+    wait: Callable[[], None] = lambda: None
+    _known: dict[bytes, np.ndarray] = field(default_factory=dict)
+    computed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.folder is not None and self.mode == "cached":
+            self.folder = self.folder / f"{self.key}-{str(self.dtype).removeprefix('torch.')}"
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._check_meta(self.folder / "reference.json")
+
+    def _check_meta(self, path: Path) -> None:
+        facts = {"key": self.key, "dtype": str(self.dtype)}
+        if path.exists():
+            held = json.loads(path.read_text())
+            if {k: held.get(k) for k in facts} != facts:
+                raise AccordError(f"{path.parent} holds log-probs of another model or dtype ({held}), not {facts}")
+        elif self.rank == 0:
+            write_whole(path, json.dumps(facts | {"name": self.name}))
+
+    def prepare(
+        self, sequences: Seq[Sequence], budget: int, progress: Callable[[int, int], None] = lambda done, of: None
+    ) -> int:
+        """Makes sure that the log-probs of `sequences` are known; returns how many had to be computed.
+
+        The pass has a fixed packing of its own and writes whole shards, so a killed pass loses one shard at most.
+        """
+        if self.mode == "live":
+            return 0
+        self._read()
+        unique = {s.key: s for s in sequences}
+        missing = sorted((k for k in unique if k not in self._known), key=lambda k: (len(unique[k].ids), k))
+        if not missing:
+            return 0
+        shards: list[list[bytes]] = [[]]
+        size = 0
+        for key in missing:
+            size += len(unique[key].context) + len(unique[key].ids)
+            shards[-1].append(key)
+            if size >= SHARD_TOKENS:
+                shards.append([])
+                size = 0
+        done = 0
+        with self.open() as scorer:
+            for shard in filter(None, shards):
+                own = [unique[k] for k in shard]
+                found: dict[bytes, np.ndarray] = {}
+                for i, logp in score(scorer, plan(own, scorer, budget, self.rank, self.world)):
+                    found[shard[i]] = logp
+                self._write(found)
+                self._known |= found
+                done += len(shard)
+                progress(done, len(missing))
+        if self.world > 1:
+            self.wait()
+            self._read(again=True)
+        self.computed += len(missing)
+        return len(missing)
+
+    def logp(self, sequences: Seq[Sequence], budget: int) -> list[np.ndarray]:
+        """Token log-probs [R] nats, float32, of each sequence's trained tokens.
+
+        Raises:
+            AccordError: `prepare` was not asked for one of them.
+        """
+        if self.mode == "live":
+            with self.open() as scorer:
+                micros = plan(sequences, scorer, budget)
+                found = dict(score(scorer, micros))
+            return [found[i] for i in range(len(sequences))]
+        try:
+            return [self._known[s.key] for s in sequences]
+        except KeyError:
+            raise AccordError(f"the reference {self.name!r} has no log-probs for a sequence of this batch") from None
+
+    def _read(self, again: bool = False) -> None:
+        if self.folder is None or (self._known and not again):
+            return
+        for file in sorted(self.folder.glob("*.safetensors")):
+            shard = load_file(file)
+            stops = np.cumsum(shard["lengths"])
+            for key, start, stop in zip(shard["keys"], stops - shard["lengths"], stops, strict=True):
+                self._known[key.tobytes()] = shard["logp"][start:stop]
+
+    def _write(self, found: dict[bytes, np.ndarray]) -> None:
+        if self.folder is None or not found:
+            return
+        keys = sorted(found)
+        name = hashlib.blake2b(b"".join(keys), digest_size=12).hexdigest()
+        temporary = self.folder / f".{name}.{self.rank}.writing"
+        save_file(
+            {
+                "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), 16).copy(),
+                "lengths": np.array([len(found[k]) for k in keys], np.int64),
+                "logp": np.concatenate([found[k] for k in keys]).astype(np.float32),
+            },
+            temporary,
+        )
+        temporary.replace(self.folder / f"{name}.safetensors")

@@ -1,0 +1,109 @@
+"""Who answers? A policy in this process.
+
+Prompts go through transformers' `generate` in shards of fixed composition, each with a seed of its own, so that an
+interrupted or repeated sampling gives the same answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence as Seq
+from typing import Any
+
+import torch
+
+from accord.data.batches import seeded
+from accord.data.chat import Chat
+from accord.data.records import Record, Response, Sampler
+from accord.engine.models import Policy, generating
+from accord.errors import ConfigError
+
+SHARD = 64
+
+
+def answer(
+    policy: Policy,
+    chat: Chat,
+    prompts: Seq[Record],
+    *,
+    samples: int = 1,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    shard: int = SHARD,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> list[list[Response]]:
+    """`samples` answers to every prompt.
+
+    Args:
+        policy, chat: who answers, and how prompts are rendered.
+        prompts: records; their own responses are not looked at.
+        samples: answers a prompt.
+        max_new_tokens: an answer that reaches it is cut off and says so (`finish="length"`).
+        temperature: 0 is greedy.
+        top_p: nucleus.
+        seed: of all of them; the answers of a shard depend on (seed, shard) alone.
+
+    Returns:
+        For each prompt its responses, with text, token_ids under `chat.key`, sampling_logprobs (nats, under the
+        distribution that was sampled from), finish and sampler.
+    """
+    if samples < 1 or max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+        raise ConfigError("sampling needs samples >= 1, max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1")
+    contexts = [chat.context_ids(record) for record in prompts]
+    queue = [(len(ids), p, k) for p, ids in enumerate(contexts) for k in range(samples)]
+    queue.sort()
+    found: dict[tuple[int, int], Response] = {}
+    by = Sampler(model=policy.key, temperature=temperature, top_p=top_p, seed=seed)
+    with generating(policy) as model:
+        for start in range(0, len(queue), shard):
+            part = queue[start : start + shard]
+            torch.manual_seed(int(seeded(seed, "sample", start // shard).integers(2**31)))
+            rows = _generate(policy, model, chat, [contexts[p] for _, p, _ in part], max_new_tokens, temperature, top_p)
+            for (_, p, k), (ids, logprobs) in zip(part, rows, strict=True):
+                ended = bool(ids) and ids[-1] in chat.stop_ids
+                words = ids[:-1] if ended else ids
+                found[p, k] = Response(
+                    text=chat.tokenizer.decode(words, skip_special_tokens=True).strip(),
+                    token_ids=tuple(ids),
+                    tokenizer=chat.key,
+                    sampling_logprobs=tuple(logprobs),
+                    finish="stop" if ended else "length",
+                    sampler=by,
+                )
+            progress(min(start + shard, len(queue)), len(queue))
+    return [[found[p, k] for k in range(samples)] for p in range(len(prompts))]
+
+
+def _generate(
+    policy: Policy, model: Any, chat: Chat, contexts: list[list[int]], limit: int, temperature: float, top_p: float
+) -> list[tuple[list[int], list[float]]]:
+    """Ids up to and with the end token, and their log-probs, for one left-padded shard."""
+    device, width = policy.scorer.device, max(map(len, contexts))
+    pad = chat.tokenizer.pad_token_id if chat.tokenizer.pad_token_id is not None else chat.stop_ids[0]
+    ids = torch.tensor([[pad] * (width - len(c)) + c for c in contexts], device=device)
+    mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=device)
+    options: dict[str, Any] = {"do_sample": temperature > 0}
+    if temperature > 0:
+        options |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
+    compute = policy.scorer.compute
+    with torch.no_grad(), torch.autocast(device.type, compute, enabled=compute != torch.float32):
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=limit,
+            pad_token_id=pad,
+            eos_token_id=list(chat.stop_ids) or None,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **options,
+        )
+    new = out.sequences[:, width:].cpu()
+    logprobs = torch.stack(
+        [s.float().log_softmax(-1).gather(-1, out.sequences[:, width + t, None])[:, 0] for t, s in enumerate(out.scores)], 1
+    ).cpu()
+    rows = []
+    for line, lp in zip(new.tolist(), logprobs.tolist(), strict=True):
+        stop = next((i + 1 for i, token in enumerate(line) if token in chat.stop_ids), len(line))
+        rows.append((line[:stop], lp[:stop]))
+    return rows

@@ -1,0 +1,279 @@
+"""When do we log, evaluate, save, stop?"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from accord.data.batches import Batch, Schedule
+from accord.errors import ConfigError
+from accord.monitors import Monitor, Verdict
+from accord.sinks import JsonLines
+from accord.training.parallel import Processes
+from accord.training.state import Checkpoints, Progress
+from accord.training.step import Example, Step, add_metrics, reduced
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How long, how often, when to stop."""
+
+    max_steps: int
+    learning_rates: tuple[float, ...]
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.05
+    eval_steps: int | None = None
+    save_steps: int | None = None
+    examples_steps: int = 50
+    patience: int | None = None
+    best_metric: str = "eval_loss"
+    on_verdict: Literal["warn", "stop", "nothing"] = "warn"
+
+
+def rate_factor(step: int, options: LoopOptions) -> float:
+    """Share of the peak learning rate at update `step` (from 0): linear warm-up, then the schedule down to 0.
+
+    >>> o = LoopOptions(max_steps=10, learning_rates=(1.0,), schedule="linear", warmup=0.2)
+    >>> [round(rate_factor(s, o), 3) for s in (0, 1, 2, 6, 9)]
+    [0.5, 1.0, 1.0, 0.5, 0.125]
+    """
+    warm = math.ceil(options.warmup * options.max_steps)
+    if step < warm:
+        return (step + 1) / warm
+    if options.schedule == "constant":
+        return 1.0
+    done = (step - warm) / max(1, options.max_steps - warm)
+    return 1.0 - done if options.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+class Watcher(Protocol):
+    """Whoever shows progress to the user."""
+
+    def step(self, step: int, metrics: dict[str, float], speed: float, left: float) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@dataclass
+class Finished:
+    """Why the loop ended: `done`, `early stop`, `interrupted` or `verdict`."""
+
+    reason: str
+    progress: Progress
+    last: dict[str, float] = field(default_factory=dict)
+    evaluation: dict[str, float] = field(default_factory=dict)
+    held: list[Example] = field(default_factory=list)
+
+
+class Loop:
+    """Runs steps from where `progress` stands until the end, writing the run folder as it goes."""
+
+    def __init__(
+        self,
+        step: Step,
+        schedule: Schedule,
+        options: LoopOptions,
+        folder: Path,
+        checkpoints: Checkpoints,
+        processes: Processes,
+        watcher: Watcher,
+        held_out: list[Batch] | None = None,
+        monitors: list[Monitor] | None = None,
+        held_step: Step | None = None,
+    ) -> None:
+        self.held_step = held_step or step
+        self.step, self.schedule, self.options, self.folder = step, schedule, options, folder
+        self.checkpoints, self.processes, self.watcher = checkpoints, processes, watcher
+        self.held_out, self.monitors = held_out or [], monitors or []
+        self.metrics = JsonLines(folder / "metrics.jsonl")
+        self.timing = JsonLines(folder / "timing.jsonl")
+        self.verdicts = JsonLines(folder / "verdicts.jsonl")
+        self.seen: list[tuple[int, Example]] = []
+
+    def run(self, progress: Progress) -> Finished:
+        """Trains; returns why it ended. On SIGINT or SIGTERM the step is finished and saved first."""
+        self._cut(progress.step)
+        last: dict[str, float] = {}
+        evaluation: dict[str, float] = {}
+        reason = "done"
+        began, tokens = time.monotonic(), 0
+        first = progress.step
+        if first == 0 and self.held_out:
+            self.evaluate(0)
+        with _signals() as stop:
+            while progress.step < self.options.max_steps:
+                number = progress.step
+                start = time.monotonic()
+                factor = rate_factor(number, self.options)
+                rates = {i: factor * r for i, r in enumerate(self.options.learning_rates)}
+                batch = self.schedule.batch(number)
+                result = self.step(batch, number, rates, number / self.options.max_steps)
+                progress.step += 1
+                last = reduced(result.metrics) | {"grad_norm": result.grad_norm, "learning_rate": rates[0]}
+                elapsed = time.monotonic() - start
+                size = sum(len(s.ids) + len(s.context) for s in batch.sequences)
+                tokens += size
+                self.seen += [(progress.step, e) for e in result.examples]
+                if self.processes.first:
+                    self.metrics.append([{"step": progress.step, "epoch": self.epoch(progress.step), **last}])
+                    self.timing.append([{"step": progress.step, "seconds": elapsed, "tokens": size}])
+                speed = tokens / (time.monotonic() - began)
+                left = (time.monotonic() - began) / (progress.step - first) * (self.options.max_steps - progress.step)
+                self.watcher.step(progress.step, last, speed, left)
+                verdict_stops = self._monitor(progress.step, last)
+                if self._due(self.options.eval_steps, progress.step) and self.held_out:
+                    evaluation, _ = self.evaluate(progress.step)
+                    if self._judge(progress, evaluation):
+                        reason = "early stop"
+                stopping = self.processes.any(stop.is_set())
+                if reason == "done" and (stopping or verdict_stops):
+                    reason = "interrupted" if stopping else "verdict"
+                ended = reason != "done" or progress.step == self.options.max_steps
+                if ended or self._due(self.options.save_steps, progress.step) or progress.best_step == progress.step:
+                    self.flush()
+                    self.checkpoints.save(self.step, progress)
+                elif progress.step % self.options.examples_steps == 0:
+                    self.flush()
+                if reason != "done":
+                    break
+        self.flush()
+        held: list[Example] = []
+        if self.held_out and reason != "interrupted":
+            evaluation, held = self.evaluate(progress.step, write=not self._due(self.options.eval_steps, progress.step))
+        return Finished(reason, progress, last, evaluation, held)
+
+    def epoch(self, step: int) -> float:
+        return round(step * self.schedule.batch_size / max(1, self.schedule.examples), 4)
+
+    def evaluate(self, step: int, *, write: bool = True) -> tuple[dict[str, float], list[Example]]:
+        """Metrics over the held-out batches, under `eval_` names, and their examples (alike in every process)."""
+        total: dict[str, tuple[float, float]] = {}
+        examples: list[Example] = []
+        self.held_step.objective_state = self.step.objective_state
+        for number, batch in enumerate(self.held_out):
+            metrics, shown = self.held_step.evaluate(batch, number)
+            loss, _ = metrics.pop("loss")
+            size = sum(len(t) for t in batch.terms.values())
+            add_metrics(total, metrics | {"loss": (loss * size, size)})
+            examples += shown
+        values = {f"eval_{k}": v for k, v in reduced(total).items()}
+        if write and self.processes.first:
+            self.metrics.append([{"step": step, **values}])
+        return values, examples
+
+    def flush(self) -> None:
+        """Writes the examples seen since the last flush."""
+        seen, self.seen = self.seen, []
+        everyone = self.processes.gather(seen)
+        if self.processes.first and any(everyone):
+            rows = sorted((x for part in everyone for x in part), key=lambda x: x[0])
+            first, last = rows[0][0], rows[-1][0]
+            write_examples(self.folder / "examples" / f"steps-{first:07d}-{last:07d}.parquet", rows)
+
+    def _cut(self, step: int) -> None:
+        if self.processes.first:
+            for sink in (self.metrics, self.timing, self.verdicts):
+                sink.cut(step)
+            for file in (self.folder / "examples").glob("steps-*.parquet"):
+                if int(file.stem.split("-")[1]) > step:
+                    file.unlink()
+        self.processes.wait()
+        for row in self.metrics.read():  # monitors remember what they saw before a resume
+            if "grad_norm" in row:
+                for monitor in self.monitors:
+                    monitor.see(row["step"], row)
+
+    def _monitor(self, step: int, metrics: dict[str, float]) -> bool:
+        stops = False
+        for monitor in self.monitors:
+            verdict: Verdict | None = monitor.see(step, metrics)
+            if verdict is None or self.options.on_verdict == "nothing":
+                continue
+            if self.processes.first:
+                self.verdicts.append([{"step": step, **asdict(verdict)}])
+            self.watcher.note(f"step {step}: {verdict.says} {verdict.remedy}")
+            stops = stops or self.options.on_verdict == "stop"
+        return stops
+
+    def _judge(self, progress: Progress, evaluation: dict[str, float]) -> bool:
+        """Remembers the best evaluation; True if patience is at its end."""
+        name = self.options.best_metric
+        if name not in evaluation:
+            raise ConfigError(f"best_metric={name!r} is not measured; there are {', '.join(sorted(evaluation))}")
+        value = evaluation[name]
+        higher = not name.endswith(("loss", "nll_per_token"))
+        better = progress.best_value is None or (value > progress.best_value) == higher and value != progress.best_value
+        if better:
+            progress.best_step, progress.best_value, progress.evals_since_best = progress.step, value, 0
+        else:
+            progress.evals_since_best += 1
+        return self.options.patience is not None and progress.evals_since_best >= self.options.patience
+
+    @staticmethod
+    def _due(every: int | None, step: int) -> bool:
+        return every is not None and step % every == 0
+
+
+def write_examples(path: Path, rows: list[tuple[int, Example]]) -> None:
+    """Trained examples as one Parquet file: step, record, term, source, loss, rewards, margin, log-probs, lengths."""
+
+    def column(part: str, role: str) -> list[float | None]:
+        return [getattr(e, part).get(role, getattr(e, part).get("response") if role == "chosen" else None) for _, e in rows]
+
+    chosen, rejected = column("rewards", "chosen"), column("rewards", "rejected")
+    table = pa.table(
+        {
+            "step": [s for s, _ in rows],
+            "record": [e.record for _, e in rows],
+            "term": [e.term for _, e in rows],
+            "source": [e.source for _, e in rows],
+            "loss": [e.loss for _, e in rows],
+            "rewards_chosen": pa.array(chosen, pa.float64()),
+            "rewards_rejected": pa.array(rejected, pa.float64()),
+            "margin": pa.array(
+                [a - b if a is not None and b is not None else None for a, b in zip(chosen, rejected, strict=True)],
+                pa.float64(),
+            ),
+            "logps_chosen": pa.array(column("logps", "chosen"), pa.float64()),
+            "logps_rejected": pa.array(column("logps", "rejected"), pa.float64()),
+            "length_chosen": pa.array(column("lengths", "chosen"), pa.float64()),
+            "length_rejected": pa.array(column("lengths", "rejected"), pa.float64()),
+        }
+    )
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    pq.write_table(table, temporary)
+    temporary.replace(path)
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """SIGINT and SIGTERM ask for a stop after the step; a second one ends at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before: dict[signal.Signals, Any] = {}
+
+    def ask(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    handler: Callable[[int, Any], None] = ask
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        before[sig] = signal.signal(sig, handler)
+    try:
+        yield asked
+    finally:
+        for sig, old in before.items():
+            signal.signal(sig, old)

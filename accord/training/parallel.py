@@ -1,0 +1,149 @@
+"""How many processes are there? The only importer of torch.distributed.
+
+One process needs none of this; under `torchrun` the scorer is sharded by FSDP2 (gloo on CPU, NCCL on GPUs) and
+gradients are summed, not averaged: every divisor is known before the backward pass.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among `world`."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def sum_counts(self, counts: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        """(sum, count) of each name over the processes; names may differ between them."""
+        if self.world == 1:
+            return counts
+        total: dict[str, tuple[float, float]] = {}
+        for part in self.gather(counts):
+            for name, (value, n) in part.items():
+                have = total.get(name, (0.0, 0.0))
+                total[name] = (have[0] + value, have[1] + n)
+        return total
+
+    def gather(self, thing: Any) -> list[Any]:
+        """`thing` of every process, in order of rank."""
+        if self.world == 1:
+            return [thing]
+        things: list[Any] = [None] * self.world
+        dist.all_gather_object(things, thing)
+        return things
+
+    def any(self, flag: bool) -> bool:
+        """True if it is true anywhere."""
+        return any(self.gather(flag)) if self.world > 1 else flag
+
+
+def start() -> Processes:
+    """Joins the processes that torchrun started, if it did."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Processes()
+    if not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return Processes(dist.get_rank(), world)
+
+
+def stop() -> None:
+    """Leaves the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def shard(scorer: Any, processes: Processes) -> None:
+    """Shards the scorer with FSDP2, block by block, in place; one process leaves it as it is.
+
+    Over gloo, summing needs both settings: the divide factor and the forced sum (its default averages).
+    """
+    if processes.world == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    mesh = init_device_mesh(scorer.device.type, (processes.world,))
+    blocks = set(getattr(scorer.causal, "_no_split_modules", None) or ())
+    for module in list(scorer.modules()):
+        if type(module).__name__ in blocks:
+            fully_shard(module, mesh=mesh)
+    fully_shard(scorer, mesh=mesh, reshard_after_forward=False)
+    for module in scorer.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def whole_state(scorer: nn.Module) -> dict[str, Tensor]:
+    """The unsharded state on the CPU, in every process (all of them must call it)."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, broadcast_from_rank0=False)
+    return {k: v for k, v in get_model_state_dict(scorer, options=options).items() if isinstance(v, Tensor)}
+
+
+def sharded_state(scorer: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Model and optimizer state by parameter name, as sharded as they are: what `save_sharded` writes."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+    model, optim = get_state_dict(scorer, optimizer, options=StateDictOptions(ignore_frozen_params=True))
+    return {"model": model, "optimizer": optim}
+
+
+def save_sharded(folder: Path, scorer: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Writes model and optimizer with torch.distributed.checkpoint, which any number of processes can read."""
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save(sharded_state(scorer, optimizer), checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+
+
+def load_sharded(folder: Path, scorer: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Reads what `save_sharded` wrote, by however many processes."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+    state = sharded_state(scorer, optimizer)
+    dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+    set_state_dict(
+        scorer,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=StateDictOptions(ignore_frozen_params=True, strict=False),
+    )
+
+
+def total_norm(parameters: list[nn.Parameter]) -> float:
+    """2-norm of all gradients, over all shards."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def on_first(processes: Processes, action: Callable[[], None]) -> None:
+    """Runs `action` in the first process while the others wait."""
+    if processes.first:
+        action()
+    processes.wait()

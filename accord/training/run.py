@@ -1,0 +1,767 @@
+"""One run from data to an aligned model in its folder: `accord.train(...)` and `accord train` are this function."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence as Seq
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+
+from accord.data import sources
+from accord.data.batches import Batch, Corpus, Schedule, TermSpec, gather, seeded
+from accord.data.chat import Chat
+from accord.data.records import Record
+from accord.data.views import Counts, Example, split, view as view_records
+from accord.engine import models
+from accord.engine.logprobs import Scorer, flush_denormals
+from accord.engine.reference import Reference
+from accord.errors import AccordError, ConfigError
+from accord.monitors.drop import Drop
+from accord.sinks import write_json
+from accord.stats import proportion
+from accord.training import parallel, plan
+from accord.training.loop import Finished, Loop, LoopOptions
+from accord.training.parallel import Processes
+from accord.training.state import Checkpoints, Progress
+from accord.training.step import Step, TrainingError, reduced
+from accord.training.terms import Term
+from accord.training.watch import Console, Quiet
+
+HELD_AT_MOST = 512
+
+
+@dataclass
+class Run:
+    """What `train` returns: where everything is, and what came out."""
+
+    folder: Path
+    summary: dict[str, Any]
+    policy: models.Policy
+    records: list[Record]
+    held_out: list[Record]
+
+    @property
+    def model(self) -> Any:
+        """The trained transformers or PEFT model."""
+        return self.policy.model
+
+
+def train(
+    model: Any,
+    data: Any,
+    objective: Any = "dpo",
+    *,
+    output: str | None = None,
+    tokenizer: Any = None,
+    eval_data: Any = None,
+    eval_fraction: float = 0.1,
+    view: dict[str, Any] | None = None,
+    length: Literal["sum", "mean"] | None = None,
+    log_z: float | str = "one",
+    reference: str = "start",
+    reference_mode: Literal["cached", "live"] = "cached",
+    reference_cache: str | None = None,
+    max_length: int = 1024,
+    overlong: Literal["cut", "drop"] = "cut",
+    chat_template: str | None = None,
+    batch_size: int = 32,
+    tokens_per_micro_batch: int | Literal["auto"] = "auto",
+    epochs: float = 1.0,
+    max_steps: int | None = None,
+    learning_rate: float | None = None,
+    learning_rates: dict[str, float] | None = None,
+    weight_decay: float = 0.0,
+    adam_beta1: float = 0.9,
+    adam_beta2: float = 0.95,
+    adam_epsilon: float = 1e-8,
+    schedule: Literal["cosine", "linear", "constant"] = "cosine",
+    warmup: float = 0.05,
+    max_grad_norm: float | None = 1.0,
+    lora: bool | dict[str, Any] = False,
+    seed: int = 0,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    layout: Literal["auto", "shared", "packed", "padded"] = "auto",
+    eval_steps: int | None = None,
+    save_steps: int | None = None,
+    keep_checkpoints: int = 2,
+    patience: int | None = None,
+    best_metric: str = "eval_loss",
+    save_best: bool = False,
+    on_verdict: Literal["warn", "stop", "nothing"] = "warn",
+    resume: Literal["auto", "never"] = "auto",
+    overwrite: bool = False,
+    on_bad_record: Literal["raise", "skip"] = "raise",
+    trust_remote_code: bool = False,
+    quiet: bool = False,
+    **options: Any,
+) -> Run:
+    """Aligns a model with feedback and writes a run folder.
+
+    Args:
+        model: a folder, a run, a hub name, an adapter's folder, `smollm2`, or a transformers model (then pass `tokenizer`).
+        data: a file, folder, glob, hub name or bundled set (`slogans`, `verses`), a list of them, of records, or of
+            maps {path, name, weight, columns, layout}; `weight` is the source's share against its size.
+        objective: a name (`accord objectives` lists them), a weighted list, or a map from kind of feedback to objective.
+        output: the run folder; by default the next free runs/NAME-N.
+        tokenizer: only with a model object.
+        eval_data: held-out data; without it `eval_fraction` of the prompts is held out.
+        eval_fraction: share of the prompts that is held out (0 holds nothing out).
+        view: how feedback becomes examples, see `accord.data.views.ViewOptions`.
+        length: `sum` or `mean` of token log-probs; by default as each objective was published.
+        log_z: log of the partition function for point-wise objectives: `one` (0 nats), a number of nats, or `head`.
+        reference: `start` (the policy as the run starts), or a path or name.
+        reference_mode: `cached` computes its log-probs once; `live` at every step.
+        reference_cache: folder for them, in place of the common cache.
+        max_length: longest sequence in tokens. overlong: `cut` or `drop` longer ones; both are counted.
+        chat_template: a template to use in place of the model's.
+        batch_size: examples of one update over all processes.
+        tokens_per_micro_batch: how many tokens are computed at once; affects speed and memory alone.
+        epochs: passes over the examples. max_steps: updates; takes precedence.
+        learning_rate: peak; by default 1e-6 for preferences and 1e-5 for demonstrations, twenty times that for LoRA.
+        learning_rates: for components of their own, like {"head:log_z": 1e-2}.
+        weight_decay, adam_beta1, adam_beta2, adam_epsilon: of AdamW.
+        schedule: after `warmup` (share of the steps), `cosine`, `linear` or `constant`.
+        max_grad_norm: gradients are clipped to it; null never clips.
+        lora: true, or {rank, alpha, dropout, target_modules}: train adapters and leave the weights.
+        seed: of the order of examples and everything drawn.
+        device, precision, layout: measured and chosen when `auto`, and written to config.yaml.
+        eval_steps: evaluate every so many updates (at start and end in any case). save_steps: the same for checkpoints.
+        keep_checkpoints: the newest so many stay.
+        patience: stop after so many evaluations without a better `best_metric`. save_best: model/ holds the best.
+        on_verdict: what a monitor's verdict does: `warn`, `stop` or `nothing`.
+        resume: `auto` goes on from the newest checkpoint in `output`; `never` refuses a folder that holds a run.
+        overwrite: removes what `output` holds first.
+        on_bad_record: `raise` on the first record that cannot be read, or `skip` it and count it.
+        trust_remote_code: lets the model run its own code.
+        quiet: prints nothing.
+        options: keywords of the objective: `beta`, `tau`, `label_smoothing`, ...
+
+    Returns:
+        The run: its folder, summary, and the trained policy.
+
+    Raises:
+        ConfigError: a setting that is unknown, unread, contradictory or impossible.
+        RecordError: data that cannot be read; file, line and field are named.
+        TrainingError: a loss or gradient that is not finite, or a start that is not where it must be.
+    """
+    given = {k: v for k, v in locals().items() if k not in ("options", "model", "data", "tokenizer")} | options
+    processes = parallel.start()
+    watcher = Quiet() if quiet or not processes.first else Console()
+    say = watcher.note
+    settings = translate(options)
+    batch_size = settings.pop("batch_size", batch_size) if "batch_size" in settings else batch_size
+    if "translated" in settings:
+        say(settings.pop("translated"))
+    terms = plan.terms(objective, settings, view=view, length=length, log_z=log_z)
+    for name, value, low in (("batch_size", batch_size, 1), ("epochs", epochs, 1e-9), ("keep_checkpoints", keep_checkpoints, 1)):
+        if value < low:
+            raise ConfigError(f"{name}={value} must be at least {low:g}")
+    if not 0 <= eval_fraction < 1:
+        raise ConfigError(f"eval_fraction={eval_fraction} must lie in [0, 1)")
+    if learning_rate is not None and not 0 < learning_rate < 1:
+        raise ConfigError(f"learning_rate={learning_rate} must lie between 0 and 1, like 1e-6")
+    folder = run_folder(output, objective_label(terms), processes, resume=resume, overwrite=overwrite)
+    began = time.monotonic()
+
+    # data -----------------------------------------------------------------------------------------------------------
+    counts = Counts()
+    records, told = read(data, on_bad_record, counts)
+    held_records: list[Record] = []
+    if eval_data is not None:
+        held_records, more = read(eval_data, on_bad_record, counts)
+        told += [f"held out: {t}" for t in more]
+        records = leak_checked(records, held_records, counts)
+    elif eval_fraction:
+        records, held_records = split(records, eval_fraction, seed)
+    for line in told:
+        say(line)
+    examples = view_terms(terms, records, counts)
+
+    # model ----------------------------------------------------------------------------------------------------------
+    if not flush_denormals() and choose_cpu(device):
+        say("denormal numbers cannot be flushed on this processor: confident policies may train slowly")
+    lora_options = lora_of(lora)
+    heads = tuple(dict.fromkeys(h for t in terms.values() for h in t.heads))
+    torch.manual_seed(seed)
+    policy = models.load(
+        model, tokenizer, device=device, precision=precision, lora=lora_options, heads=heads, layout=layout,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    scorer = policy.scorer
+    for line in policy.told:
+        say(line)
+    chat = Chat(policy.tokenizer, max_length=max_length, overlong=overlong, template=chat_template)
+    say(chat.told)
+    corpus = Corpus.build(records, examples, chat, counts)
+    plan_of_batches = Schedule(corpus, [spec(t, data) for t in terms.values()], batch_size, seed)
+    held = held_batches(terms, held_records, chat, batch_size, seed)
+    steps = max_steps if max_steps is not None else plan_of_batches.steps_for(epochs)
+    if steps < 1:
+        raise ConfigError(f"max_steps={max_steps} must be at least 1")
+    budget = token_budget(tokens_per_micro_batch, scorer)
+    if learning_rate is None:
+        learning_rate = default_rate(terms, lora_options)
+    for term in terms.values():
+        n = len(corpus.items[term.name])
+        kinds = ", ".join(term.feedback) if term.feedback else "all feedback"
+        say(f"{term.name}: {n:,} {term.feeds_on.lower()} from {kinds}")
+    say(
+        f"{steps} updates of {batch_size} examples; {policy.name} on {scorer.device.type} in "
+        f"{str(scorer.compute).removeprefix('torch.')}, prompts {scorer.layout}, "
+        f"{sum(p.numel() for _, p in models.trainable(scorer)):,} trained parameters"
+    )
+
+    # reference and optimizer ----------------------------------------------------------------------------------------
+    checkpoints = Checkpoints(folder / "checkpoints", processes, keep_checkpoints)
+    stored = checkpoints.steps()
+    ref = reference_of(
+        reference, reference_mode, reference_cache, policy, terms, processes, fresh=not stored, model=model,
+        load={"device": device, "layout": layout, "precision": precision, "trust_remote_code": trust_remote_code},
+    )  # fmt: skip
+    parallel.shard(scorer, processes)
+    groups, rates = parameter_groups(scorer, learning_rate, learning_rates or {}, weight_decay)
+    optimizer = torch.optim.AdamW(
+        groups, lr=learning_rate, betas=(adam_beta1, adam_beta2), eps=adam_epsilon, fused=scorer.device.type != "mps"
+    )
+    step = Step(
+        scorer, terms, records, optimizer, reference=ref, budget=budget, max_grad_norm=max_grad_norm, seed=seed,
+        processes=processes,
+    )  # fmt: skip
+    held_step = replace_records(step, held_records)
+    if ref is not None and ref.mode == "cached":
+        wanted = [s for b in walk(plan_of_batches, steps) for s in referenced(step, b)]
+        wanted += [s for b in held for s in referenced(step, b)]
+        with watcher.task("reference log-probs") as advance:
+            computed = ref.prepare(wanted, budget, advance)
+        say(f"reference {ref.name!r} ({ref.key[:8]}): {computed:,} log-probs computed, {len({s.key for s in wanted}) - computed:,} from the cache")
+    resolved = {k: v for k, v in given.items() if v is not None} | {
+        "model": str(model) if isinstance(model, (str, Path)) else policy.name,
+        "data": data_names(data), "objective": objective, "batch_size": batch_size, "max_steps": steps,
+        "tokens_per_micro_batch": budget, "learning_rate": learning_rate, "layout": scorer.layout,
+        "precision": "bf16" if scorer.compute == torch.bfloat16 else "fp32", "device": scorer.device.type,
+        "output": str(folder),
+    }  # fmt: skip
+    for gone in ("per_device_train_batch_size", "gradient_accumulation_steps", "overwrite", "quiet", "resume"):
+        resolved.pop(gone, None)
+    if processes.first:
+        write_config(folder / "config.yaml", resolved, policy, ref)
+        write_json(folder / "data.json", data_story(told, counts, corpus, records, held_records))
+
+    # training -------------------------------------------------------------------------------------------------------
+    progress = Progress()
+    start_values: dict[str, float] = {}
+    if stored:
+        progress = checkpoints.load(step, stored[-1])
+        say(f"going on from step {progress.step}")
+    elif ref is not None:
+        start_values = check_start(step, plan_of_batches.batch(0), ref, policy)
+    loop = Loop(
+        step, plan_of_batches,
+        LoopOptions(
+            max_steps=steps, learning_rates=tuple(rates), schedule=schedule, warmup=warmup,
+            eval_steps=eval_steps or (max(1, steps // 5) if patience is not None or save_best else None),
+            save_steps=save_steps, patience=patience, best_metric=best_metric, on_verdict=on_verdict,
+        ),
+        folder, checkpoints, processes, watcher, held, [Drop()], held_step,
+    )  # fmt: skip
+    with watcher.training(steps, progress.step):
+        finished = loop.run(progress)
+    if save_best and finished.progress.best_step not in (None, finished.progress.step) and finished.reason != "interrupted":
+        checkpoints.load(step, int(finished.progress.best_step or 0))
+        finished.evaluation, finished.held = loop.evaluate(finished.progress.step, write=False)
+        say(f"model/ holds the best weights, of step {finished.progress.best_step}")
+    summary = summarise(finished, start_values, terms, corpus, ref, time.monotonic() - began)
+    if finished.reason == "interrupted":
+        say(f"stopped at step {finished.progress.step} and saved; run the same command again to go on")
+    state = parallel.whole_state(scorer)
+    if processes.first:
+        if finished.reason != "interrupted":
+            models.save(policy, folder / "model", state, card(resolved, summary, told), say)
+        write_json(folder / "summary.json", summary)
+        from accord.report.render import write_report
+
+        write_report(folder)
+    processes.wait()
+    watcher.done(folder, summary)
+    return Run(folder, summary, policy, records, held_records)
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+def read(data: Any, on_error: str, counts: Counts) -> tuple[list[Record], list[str]]:
+    """Records of everything that `data` names, and one line on each source."""
+    if isinstance(data, (str, Path, Mapping)) or (isinstance(data, Seq) and data and isinstance(data[0], Record)):
+        data = [data]
+    records: list[Record] = []
+    told: list[str] = []
+    for entry in data:
+        if isinstance(entry, Seq) and not isinstance(entry, str):
+            records += entry
+            told.append(f"{len(entry):,} records from memory")
+            continue
+        entry = dict(entry) if isinstance(entry, Mapping) else {"path": entry}
+        unknown = set(entry) - {"path", "name", "weight", "columns", "layout"}
+        if unknown or "path" not in entry:
+            raise ConfigError(f"data: an entry is {{path, name, weight, columns, layout}}; got {sorted(entry)}")
+        loaded = sources.load(
+            entry["path"], source=entry.get("name"), columns=entry.get("columns"), layout=entry.get("layout"), on_error=on_error
+        )  # fmt: skip
+        for problem in loaded.problems:
+            counts.add(f"skipped: {problem.what}", problem)
+        records += loaded.records
+        told.append(loaded.told)
+    if not records:
+        raise AccordError("the data holds no record")
+    return records, told
+
+
+def source_weights(data: Any) -> dict[str, float]:
+    """Weights of the sources that were given one."""
+    entries = data if isinstance(data, Seq) and not isinstance(data, str) else [data]
+    found = {}
+    for entry in entries:
+        if isinstance(entry, Mapping) and "weight" in entry:
+            name = entry.get("name") or sources.source_name(entry["path"])
+            found[name] = float(entry["weight"])
+            if found[name] <= 0:
+                raise ConfigError(f"data: weight of {name!r} must be above 0")
+    return found
+
+
+def data_names(data: Any) -> Any:
+    """`data` as it can be written to config.yaml."""
+    if isinstance(data, (str, Path)):
+        return str(data)
+    if isinstance(data, Mapping):
+        return {k: str(v) if isinstance(v, Path) else v for k, v in data.items()}
+    if isinstance(data, Seq) and data and isinstance(data[0], Record):
+        return f"{len(data)} records from memory"
+    return [data_names(d) for d in data]
+
+
+def leak_checked(records: list[Record], held: list[Record], counts: Counts) -> list[Record]:
+    """Training records whose prompt is not held out."""
+    keys = {r.prompt_key for r in held}
+    kept = [r for r in records if r.prompt_key not in keys]
+    for r in records:
+        if r.prompt_key in keys:
+            counts.add("dropped: the prompt is held out", r)
+    if not kept:
+        raise AccordError("every prompt of data is in eval_data too; nothing is left to train on")
+    return kept
+
+
+def view_terms(terms: dict[str, Term], records: list[Record], counts: Counts) -> dict[str, list[Example]]:
+    """What every term is fed with."""
+    known = sorted({r.source for r in records})
+    found = {}
+    for name, term in terms.items():
+        if term.sources and (missing := set(term.sources) - set(known)):
+            raise ConfigError(f"{name}: no source is called {sorted(missing)}; there are {known}")
+        seen = view_records(records, term.feeds_on, term.view, feedback=term.feedback, counts=counts)
+        found[name] = [e for e in seen if not term.sources or e.source in term.sources]
+    return found
+
+
+def spec(term: Term, data: Any) -> TermSpec:
+    """What the schedule has to know of a term."""
+    weights = source_weights(data)
+    kept = {k: v for k, v in weights.items() if not term.sources or k in term.sources}
+    return TermSpec(term.name, term.share, kept if len(weights) else {}, term.both_classes)
+
+
+def held_batches(terms: dict[str, Term], records: list[Record], chat: Chat, size: int, seed: int) -> list[Batch]:
+    """The held-out examples in fixed batches, at most `HELD_AT_MOST` a term."""
+    if not records:
+        return []
+    counts = Counts()
+    found = view_terms(replace_sources(terms), records, counts)
+    for name, examples in found.items():
+        if len(examples) > HELD_AT_MOST:
+            keep = sorted(seeded(seed, "held", name).permutation(len(examples))[:HELD_AT_MOST])
+            found[name] = [examples[i] for i in keep]
+    corpus = Corpus.build(records, found, chat, counts)
+    batches = []
+    count = max((math.ceil(len(v) / size) for v in corpus.items.values()), default=0)
+    for b in range(count):
+        chosen = {n: range(*slice(b, None, count).indices(len(v))) for n, v in corpus.items.items()}
+        chosen = {n: list(i) for n, i in chosen.items() if len(i)}
+        chosen = {n: i for n, i in chosen.items() if not terms[n].scores_batch_first or len(i) > 1}
+        if chosen:
+            batches.append(gather(corpus, chosen))
+    return batches
+
+
+def replace_sources(terms: dict[str, Term]) -> dict[str, Term]:
+    """The same terms without source filters: held-out data may have other names."""
+    return {k: replace(t, sources=None) for k, t in terms.items()}
+
+
+def walk(schedule: Schedule, steps: int) -> Iterator[Batch]:
+    """Every batch of the run, at most once a distinct one."""
+    for number in range(steps):
+        yield schedule.batch(number)
+
+
+def referenced(step: Step, batch: Batch) -> list[Any]:
+    """The sequences of a batch whose reference log-probs are needed."""
+    whole = step.complete(batch)
+    used = {
+        int(i)
+        for name, t in whole.terms.items()
+        if step.terms[name].needs_reference
+        for role in t.roles.values()
+        for i in role.ravel()
+        if i >= 0
+    }
+    return [whole.sequences[i] for i in sorted(used)]
+
+
+def data_story(told: list[str], counts: Counts, corpus: Corpus, records: list[Record], held: list[Record]) -> dict[str, Any]:
+    """What was taken, cut and dropped, with examples."""
+    return {
+        "told": told,
+        "records": len(records),
+        "held_out": len(held),
+        "sequences": len(corpus.sequences),
+        "tokens": {
+            "context": int(sum(len(s.context) for s in corpus.sequences)),
+            "trained": int(sum(s.trained.sum() for s in corpus.sequences)),
+        },
+        "examples": {name: len(items) for name, items in corpus.items.items()},
+        "decisions": counts.as_dict(),
+    }
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def translate(options: dict[str, Any]) -> dict[str, Any]:
+    """TRL's per-device size times accumulation times processes, as `batch_size`."""
+    options = dict(options)
+    per_device = options.pop("per_device_train_batch_size", None)
+    accumulation = options.pop("gradient_accumulation_steps", None)
+    if per_device is None and accumulation is None:
+        return options
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    size = int(per_device or 8) * int(accumulation or 1) * world
+    options["batch_size"] = size
+    options["translated"] = (
+        f"per_device_train_batch_size {per_device or 8} x gradient_accumulation_steps {accumulation or 1} x "
+        f"{world} process{'es' if world > 1 else ''} = batch_size {size}"
+    )
+    return options
+
+
+def lora_of(lora: bool | dict[str, Any]) -> models.LoraOptions | None:
+    """Checked adapter options, or None for full weights."""
+    if not lora:
+        return None
+    given = {} if lora is True else dict(lora)
+    known = models.LoraOptions.__dataclass_fields__
+    for key in given:
+        if key not in known:
+            from accord.errors import nearest
+
+            raise ConfigError(f"lora.{key} is not known; {nearest(key, known)}")
+    return models.LoraOptions(**given)
+
+
+def default_rate(terms: dict[str, Term], lora: models.LoraOptions | None) -> float:
+    """1e-6, or 1e-5 if every term is made of demonstrations; twenty times that for adapters."""
+    demonstrations = all(t.feeds_on == "Demos" for t in terms.values())
+    return (1e-5 if demonstrations else 1e-6) * (20 if lora else 1)
+
+
+def choose_cpu(device: str) -> bool:
+    return models.choose_device(device).type == "cpu"  # type: ignore[arg-type]
+
+
+def token_budget(asked: int | str, scorer: Scorer) -> int:
+    """Tokens of a micro-batch: 2,048 on a CPU, 16,384 on a GPU, unless the user says otherwise."""
+    if asked == "auto":
+        return 16_384 if scorer.device.type == "cuda" else 2_048
+    if not isinstance(asked, int) or asked < 1:
+        raise ConfigError(f"tokens_per_micro_batch={asked!r} must be a number of tokens, or auto")
+    return asked
+
+
+def parameter_groups(
+    scorer: Scorer, rate: float, rates: dict[str, float], decay: float
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """Optimizer groups: each component with its learning rate; vectors (norms, biases) never decay."""
+    groups: dict[tuple[str, bool], list[Any]] = {}
+    for name, p in models.trainable(scorer):
+        component = f"head:{name.split('.')[1]}" if name.startswith("heads.") else "adapter" if ".lora_" in name else "trunk"
+        groups.setdefault((component, p.ndim > 1), []).append(p)
+    components = {c for c, _ in groups}
+    for key in rates:
+        if key not in components:
+            raise ConfigError(f"learning_rates: there is no component {key!r}; there are {sorted(components)}")
+    # a head starts at zero and is no pretrained weight: unless told otherwise it learns a thousand times faster
+    own = [rates.get(c, rate * 1000 if c.startswith("head:") else rate) for c, _ in groups]
+    return [
+        {"params": ps, "lr": r, "weight_decay": decay if matrix else 0.0}
+        for ((_, matrix), ps), r in zip(groups.items(), own, strict=True)
+    ], own
+
+
+def objective_label(terms: dict[str, Term]) -> str:
+    return "mixed" if len(terms) > 1 else next(iter(terms))
+
+
+def run_folder(output: str | None, label: str, processes: Processes, *, resume: str, overwrite: bool) -> Path:
+    """The run's folder, made; it never holds half of another run.
+
+    Raises:
+        ConfigError: it holds a finished run, or one that may not be resumed.
+    """
+    import shutil
+
+    if output is None:
+        name = "".join(c if c.isalnum() or c in "-_+" else "-" for c in label)
+        number = 1
+        while (Path("runs") / f"{name}-{number}").exists():
+            number += 1
+        folder = processes.gather(Path("runs") / f"{name}-{number}")[0]
+    else:
+        folder = Path(output)
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"output={output} is a file, not a folder")
+        if overwrite and processes.first:
+            known = {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "data.json"}
+            inside = {p.name for p in folder.iterdir()} if folder.exists() else set()
+            if inside and not inside & known:
+                raise ConfigError(f"output={output} holds other things than a run; they were left alone")
+            shutil.rmtree(folder, ignore_errors=True)
+        processes.wait()
+        done = (folder / "summary.json").exists() and (folder / "model").exists()
+        started = (folder / "metrics.jsonl").exists()
+        if done:
+            raise ConfigError(f"{folder} holds a finished run; choose another output, or overwrite: true")
+        if started and resume == "never":
+            raise ConfigError(f"{folder} holds an unfinished run; resume: auto goes on with it, overwrite: true removes it")
+    if processes.first:
+        (folder / "examples").mkdir(parents=True, exist_ok=True)
+    processes.wait()
+    return folder
+
+
+# -- reference --------------------------------------------------------------------------------------------------------
+
+
+def reference_of(
+    asked: str, mode: str, cache: str | None, policy: models.Policy, terms: dict[str, Term], processes: Processes,
+    *, fresh: bool, model: Any, load: dict[str, Any],
+) -> Reference | None:  # fmt: skip
+    """The reference that the terms need, with its identity; None if none does."""
+    if not any(t.needs_reference for t in terms.values()):
+        return None
+    folder = Path(cache) if cache else models.cache_root() / "reference"
+    start = asked == "start"
+    name = "start of run" if start else asked
+
+    @contextlib.contextmanager
+    def itself() -> Iterator[Scorer]:
+        yield policy.scorer
+
+    @contextlib.contextmanager
+    def adapters_off() -> Iterator[Scorer]:
+        with policy.model.disable_adapter():
+            yield policy.scorer
+
+    held: list[models.Policy] = []
+
+    @contextlib.contextmanager
+    def apart() -> Iterator[Scorer]:
+        """The reference as a model of its own, loaded once for a live reference."""
+        if held:
+            yield held[0].scorer
+            return
+        source = model if start else asked
+        if not isinstance(source, (str, Path)):
+            raise AccordError("a model object cannot be loaded again to be its own reference; pass reference='path'")
+        other = models.load(source, **load)
+        other.scorer.requires_grad_(False)
+        if mode == "live":
+            held.append(other)
+        yield other.scorer
+
+    opened = apart
+    if start and policy.lora is not None:
+        opened, name = adapters_off, "adapters off"
+    elif start and fresh and mode == "cached":
+        opened = itself
+    elif start and not isinstance(model, (str, Path)):
+        import copy
+
+        frozen = copy.deepcopy(policy.scorer).requires_grad_(False)
+
+        @contextlib.contextmanager
+        def copied() -> Iterator[Scorer]:
+            yield frozen
+
+        opened = copied
+    key = policy.key if start else models.content_key(models.resolve(asked))
+    return Reference(
+        name, key, opened, policy.scorer.compute, folder, mode, processes.rank, processes.world, processes.wait  # type: ignore[arg-type]
+    )
+
+
+def check_start(step: Step, batch: Batch, ref: Reference, policy: models.Policy) -> dict[str, float]:
+    """Before the first update: implicit rewards and loss where they must be.
+
+    If the reference is the policy itself, every log-ratio must be 0 within `models.TOLERANCE` (scaled by the root of
+    the length), and a single objective's loss its known value.
+
+    Raises:
+        TrainingError: it is not so; the message says what was measured.
+    """
+    metrics, examples = step.evaluate(batch)
+    values = reduced(metrics)
+    if ref.key != policy.key:
+        return values
+    for example in examples:
+        term = step.terms[example.term]
+        for role, reward in example.rewards.items():
+            from accord.training.terms import reward_scale
+
+            ratio = reward / reward_scale(term, role)
+            allowed = models.TOLERANCE[step.scorer.compute] * max(1.0, math.sqrt(example.lengths[role] / 100))
+            if abs(ratio) > allowed:
+                raise TrainingError(
+                    f"policy and reference are the same weights ({ref.key[:8]}), yet at step 0 the log-ratio of record "
+                    f"{example.record} ({role}) is {ratio:.3g} nats, more than {allowed:.2g}. "
+                    "Remove the reference cache, or train with precision: fp32"
+                )
+    for name, term in step.terms.items():
+        if len(term.parts) == 1 and (known := known_start(term, batch)) is not None and term.log_z == "one":
+            seen = [e.loss for e in examples if e.term == name]
+            mean = sum(seen) / len(seen)
+            slack = (0.02 if step.scorer.compute == torch.float32 else 0.2) * max(1.0, abs(known))
+            if abs(mean - known) > slack:
+                raise TrainingError(f"the loss of {name} at policy = reference is {mean:.4f}, but it must be {known:.4f}")
+            values[f"{name}/expected_loss"] = known
+    return values
+
+
+def known_start(term: Term, batch: Batch) -> float | None:
+    """The row's value at policy = reference, averaged over the batch's values; None if it has none."""
+    import numpy as np
+
+    row, _, options = term.parts[0]
+    if row.init is None or term.name not in batch.terms:
+        return None
+    names = {**options, "log": np.log, "exp": np.exp, **batch.terms[term.name].values}
+    try:
+        return float(np.mean(eval(row.init, {"__builtins__": {}}, names)))  # our own rows' expressions
+    except (NameError, TypeError):
+        return None
+
+
+def replace_records(step: Step, records: list[Record]) -> Step:
+    """The same step seen on other records: for evaluation on held-out data."""
+    import copy
+
+    other = copy.copy(step)
+    other.records = records
+    return other
+
+
+# -- what comes out ---------------------------------------------------------------------------------------------------
+
+
+def write_config(path: Path, resolved: dict[str, Any], policy: models.Policy, ref: Reference | None) -> None:
+    """config.yaml: every setting as resolved, and in comments what they resolved to."""
+    head = [
+        f"# accord {importlib.metadata.version('accord-align')}; torch {torch.__version__}",
+        f"# policy {policy.name}, content {policy.key}",
+    ]
+    if ref is not None:
+        head.append(f"# reference {ref.name}, content {ref.key}, {ref.mode}")
+    body = yaml.safe_dump(_plain(resolved), sort_keys=False, allow_unicode=True)
+    models.write_whole(path, "\n".join(head) + "\n" + body)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
+
+
+def summarise(
+    finished: Finished, start: dict[str, float], terms: dict[str, Term], corpus: Corpus, ref: Reference | None, seconds: float
+) -> dict[str, Any]:
+    """summary.json: how it ended, the last and held-out numbers, accuracy with its interval and its baseline."""
+    summary: dict[str, Any] = {
+        "finished": finished.reason,
+        "steps": finished.progress.step,
+        "best_step": finished.progress.best_step,
+        "examples": {name: len(items) for name, items in corpus.items.items()},
+        "reference": None if ref is None else {"name": ref.name, "key": ref.key, "mode": ref.mode},
+        "start": start,
+        "train": finished.last,
+        "held_out": finished.evaluation,
+        "seconds": round(seconds, 1),
+    }
+    pairs = [e for e in finished.held if "rejected" in e.rewards]
+    if pairs:
+        right = sum(e.rewards["chosen"] > e.rewards["rejected"] for e in pairs)
+        longer = sum(
+            1.0 if e.lengths["chosen"] > e.lengths["rejected"] else 0.5 if e.lengths["chosen"] == e.lengths["rejected"] else 0.0
+            for e in pairs
+        )
+        summary["held_out_accuracy"] = proportion(right, len(pairs)).as_dict() | {"pairs": len(pairs)}
+        summary["longer_is_better"] = proportion(longer, len(pairs)).as_dict() | {"pairs": len(pairs)}
+    return summary
+
+
+def card(resolved: dict[str, Any], summary: dict[str, Any], told: list[str]) -> str:
+    """The model card: what it was made from, how, and what came out."""
+    base = resolved["model"]
+    numbers = {**{f"train {k}": v for k, v in summary["train"].items()}, **summary["held_out"]}
+    rows = "\n".join(f"| {k} | {v:.4g} |" for k, v in numbers.items() if isinstance(v, float))
+    accuracy = summary.get("held_out_accuracy")
+    sentence = (
+        f"\nHeld-out accuracy {accuracy['mean']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] on {accuracy['pairs']} "
+        f"pairs; choosing the longer answer: {summary['longer_is_better']['mean']:.3f}.\n"
+        if accuracy
+        else ""
+    )
+    options = yaml.safe_dump(_plain({k: v for k, v in resolved.items() if k != "output"}), sort_keys=False, allow_unicode=True)
+    listed = "\n".join(f"- {t}" for t in told)
+    front = yaml.safe_dump({"base_model": base, "library_name": "peft" if resolved.get("lora") else "transformers", "tags": ["accord"]})
+    return f"""---
+{front}---
+
+# {Path(str(base)).name}, aligned with Accord
+
+Trained from `{base}` with objective `{resolved["objective"]}`, {summary["steps"]} updates of {resolved["batch_size"]} examples.
+
+## Data
+
+{listed}
+
+## Results
+
+| metric | value |
+| --- | --- |
+{rows}
+{sentence}
+## Options
+
+```yaml
+{options}```
+"""

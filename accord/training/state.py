@@ -1,0 +1,114 @@
+"""What is saved, what is resumed?
+
+A checkpoint is complete or absent: it is written beside its place and renamed when every process has finished.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accord.engine.models import replace_folder
+from accord.errors import AccordError
+from accord.sinks import write_json
+from accord.training import parallel
+from accord.training.step import Step
+
+WRITING = ".writing-"
+
+
+@dataclass
+class Progress:
+    """Where a run stands. step: updates done. best_*: of the evaluation metric. evals_since_best: for early stopping."""
+
+    step: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    evals_since_best: int = 0
+    objective_state: dict[str, Any] = field(default_factory=dict)
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run.
+
+    Args:
+        folder: it.
+        keep: how many of the newest stay; the best one stays too.
+    """
+
+    def __init__(self, folder: Path, processes: parallel.Processes, keep: int = 2) -> None:
+        self.folder, self.processes, self.keep = folder, processes, keep
+        if processes.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            for half in folder.glob(f"{WRITING}*"):
+                shutil.rmtree(half, ignore_errors=True)
+        processes.wait()
+
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, oldest first."""
+        return sorted(int(p.name.removeprefix("step-")) for p in self.folder.glob("step-*") if (p / "progress.json").exists())
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step}"
+
+    def save(self, step: Step, progress: Progress) -> None:
+        """Writes `step-N` for the step that `progress` names."""
+        assert step.optimizer is not None
+        target = self.path(progress.step)
+        if target.exists():
+            return
+        half = self.folder / f"{WRITING}{progress.step}"
+        parallel.on_first(self.processes, lambda: half.mkdir(parents=True, exist_ok=True))
+        parallel.save_sharded(half / "state", step.scorer, step.optimizer)
+        progress.objective_state = _plain(step.objective_state)
+        self.processes.wait()
+
+        def finish() -> None:
+            write_json(half / "progress.json", asdict(progress))
+            replace_folder(half, target)
+            for old in self.steps()[: -self.keep]:
+                if old != progress.best_step:
+                    shutil.rmtree(self.path(old), ignore_errors=True)
+
+        parallel.on_first(self.processes, finish)
+
+    def load(self, step: Step, number: int) -> Progress:
+        """Weights, optimizer and objective state of `step-number` into `step`; returns where the run stood.
+
+        Raises:
+            AccordError: it cannot be read; the other checkpoints are named.
+        """
+        assert step.optimizer is not None
+        path = self.path(number)
+        try:
+            progress = Progress(**json.loads((path / "progress.json").read_text()))
+            parallel.load_sharded(path / "state", step.scorer, step.optimizer)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            others = [f"step-{s}" for s in self.steps() if s != number]
+            raise AccordError(
+                f"{path} cannot be read ({str(error).splitlines()[0]}). "
+                + (f"Remove it to go on from {others[-1]}" if others else "Start anew with overwrite: true")
+            ) from error
+        step.objective_state = _tensors(progress.objective_state) | {
+            k: {} for k in step.terms if k not in progress.objective_state
+        }
+        return progress
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"tensor", "dtype"}:
+            return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
+        return {k: _tensors(v) for k, v in value.items()}
+    return value

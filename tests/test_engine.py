@@ -1,0 +1,189 @@
+"""The engine against the plain padded transformers forward: loss and every gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from accord.data.batches import micro_batches, pack
+from accord.data.chat import Sequence
+from accord.engine import models
+from accord.engine.logprobs import Row, flush_denormals
+from tests.conftest import make_llama
+
+
+def sequences(seed: int = 0, contexts: int = 3, responses: int = 3, vocabulary: int = 400) -> list[Sequence]:
+    draw = np.random.default_rng(seed)
+
+    def ids(n: int) -> np.ndarray:
+        return draw.integers(1, vocabulary, n).astype(np.int32)
+
+    found = []
+    for _ in range(contexts):
+        context = ids(int(draw.integers(4, 40)))
+        for _ in range(responses):
+            answer = ids(int(draw.integers(1, 20)))
+            trained = np.ones(len(answer), bool)
+            if len(answer) > 6:
+                trained[2:4] = False
+            found.append(Sequence(context, answer, trained))
+    return found
+
+
+def plain(model: torch.nn.Module, seqs: list[Sequence]) -> torch.Tensor:
+    """Sequence log-probs by one padded forward of the model's own, written as simply as it can be."""
+    width = max(len(s.context) + len(s.ids) for s in seqs)
+    tokens = torch.zeros(len(seqs), width, dtype=torch.long)
+    mask = torch.zeros(len(seqs), width, dtype=torch.long)
+    trained = torch.zeros(len(seqs), width, dtype=torch.bool)
+    for r, s in enumerate(seqs):
+        n = len(s.context) + len(s.ids)
+        tokens[r, :n] = torch.from_numpy(np.concatenate([s.context, s.ids]).astype(np.int64))
+        mask[r, :n] = 1
+        trained[r, len(s.context) : n] = torch.from_numpy(s.trained)
+    logp = model(input_ids=tokens, attention_mask=mask).logits.float().log_softmax(-1)
+    picked = logp[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
+    return (picked * trained[:, 1:]).sum(1)
+
+
+def loss_of(logp: torch.Tensor) -> torch.Tensor:
+    """DPO of the first two responses of each prompt against a made-up reference, so that margins are not 0."""
+    reference = torch.linspace(-60, -10, len(logp)).detach()
+    rho = logp - reference
+    return torch.nn.functional.softplus(-0.1 * (rho[0::3] - rho[1::3])).mean() + 0.01 * rho[2::3].mean()
+
+
+@pytest.mark.parametrize("layout", ["shared", "packed", "padded"])
+@pytest.mark.parametrize("budget", [10_000, 60])
+@pytest.mark.parametrize("chunk_bytes", [1 << 30, 400 * 4 * 7])
+def test_loss_and_every_gradient_equal_the_plain_padded_forward(layout, budget, chunk_bytes):
+    seqs = sequences()
+    model = make_llama()
+    expected = loss_of(plain(model, seqs))
+    expected.backward()
+    grads = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+
+    policy = models.load(model, object(), device="cpu", precision="fp32", layout=layout)
+    policy.scorer.chunk_bytes = chunk_bytes
+    groups = micro_batches(seqs, [(i,) for i in range(len(seqs))], budget, layout)
+    outs, owners = [], []
+    for group in groups:
+        micro = pack(seqs, group, layout)
+        outs.append(policy.scorer(Row.of(micro, "cpu"))["logp"])
+        owners.append(torch.from_numpy(micro.owner))
+    logp = torch.zeros(len(seqs)).index_add(0, torch.cat(owners), torch.cat(outs))
+    loss = loss_of(logp)
+    assert abs(float(loss - expected)) < 2e-5
+    loss.backward()
+    for name, p in model.named_parameters():
+        scale = grads[name].abs().max()
+        assert (p.grad - grads[name]).abs().max() <= 1e-4 * scale, name
+
+
+ARCHITECTURES = {
+    "Qwen2": "shared",
+    "Qwen3": "shared",
+    "Mistral": "shared",
+    "Gemma3Text": "shared",
+    "GPTNeoX": "shared",
+    "Phi3": "shared",
+    "Cohere": "shared",
+    "Granite": "shared",
+    "Olmo2": "shared",
+    "Gemma2": "padded",
+    "Bloom": "padded",
+    "Mamba": "padded",
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture_is_shared_where_that_is_exact_and_falls_back_with_a_word_where_not(name):
+    import transformers
+
+    torch.manual_seed(0)
+    options = {
+        "vocab_size": 199, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    if name in ("Mistral", "Gemma2", "Gemma3Text"):
+        options["sliding_window"] = 4
+    if name.startswith("Gemma"):
+        options["head_dim"] = 8
+    if name == "Bloom":
+        options = {"vocab_size": 199, "hidden_size": 32, "n_layer": 2, "n_head": 4}
+    if name == "Mamba":
+        options = {"vocab_size": 199, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+    config = getattr(transformers, f"{name}Config")(**options)
+    cls = getattr(transformers, {"Gemma3Text": "Gemma3"}.get(name, name) + "ForCausalLM")
+    model = cls(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim > 1:
+                p.normal_(std=0.1)
+    policy = models.load(model, object(), device="cpu", precision="fp32")
+    assert policy.scorer.layout == ARCHITECTURES[name]
+    assert bool(policy.told) == (ARCHITECTURES[name] != "shared")
+    seqs = sequences(vocabulary=199)
+    got = torch.zeros(len(seqs))
+    micro = pack(seqs, range(len(seqs)), policy.scorer.layout)
+    with torch.no_grad():
+        got.index_add_(0, torch.from_numpy(micro.owner), policy.scorer(Row.of(micro, "cpu"))["logp"])
+        with models.generating(policy):
+            one_by_one = torch.cat([plain(model, [s]) for s in seqs])
+    assert (got - one_by_one).abs().max() < 1e-3
+
+
+def test_prompt_sharing_saves_what_it_promises():
+    seqs = sequences(contexts=2, responses=4)
+    shared = pack(seqs, range(len(seqs)), "shared").tokens.size
+    packed = pack(seqs, range(len(seqs)), "packed").tokens.size
+    assert packed - shared == 3 * sum(len(s.context) for s in seqs[::4])
+
+
+def test_denormals_are_flushed_in_every_computing_thread():
+    assert flush_denormals()
+    tiny = torch.full((1 << 22,), 1e-40)
+    assert not bool((tiny * 1.0).any())
+    seen = []
+    w = torch.full((1 << 22,), 1e-20, requires_grad=True)
+    w.register_hook(lambda g: seen.append(bool(g.any())))
+    (w * 1e-20 * 1e-4).sum().backward()  # the gradient, 1e-24, is no denormal; the product in the forward is
+    assert seen == [True]
+    assert not bool((w.detach() * 1e-20).any())
+
+
+def test_bf16_log_probs_stay_within_the_stated_tolerance():
+    seqs = sequences()
+    model = make_llama()
+    exact = models.load(model, object(), device="cpu", precision="fp32")
+    micro = pack(seqs, range(len(seqs)), exact.scorer.layout)
+    with torch.no_grad():
+        full = exact.scorer(Row.of(micro, "cpu"))["logp"]
+        exact.scorer.compute = torch.bfloat16
+        low = exact.scorer(Row.of(micro, "cpu"))["logp"]
+    assert low.dtype == torch.float32
+    gap = torch.zeros(len(seqs)).index_add(0, torch.from_numpy(micro.owner), low - full).abs()
+    assert 0 < float(gap.max()) < models.TOLERANCE[torch.bfloat16]
+
+
+def test_a_pickle_is_refused(tmp_path):
+    from accord.errors import AccordError
+
+    model = make_llama()
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(AccordError, match="safetensors"):
+        models.load(tmp_path, object())
+
+
+def test_content_key_changes_with_one_weight(tmp_path):
+    model = make_llama()
+    model.save_pretrained(tmp_path / "a")
+    before = models.content_key(tmp_path / "a")
+    assert models.content_key(tmp_path / "a") == before
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1e-3
+    model.save_pretrained(tmp_path / "b")
+    assert models.content_key(tmp_path / "b") != before
