@@ -6,7 +6,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# Threads that wait must not spin: on a machine where something else runs, spinning barriers make small operations
+# tens of times slower. It is read when torch starts its threads, so it is set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 __all__ = ["Record", "Response", "Judgement", "Message", "answer", "load", "train"]

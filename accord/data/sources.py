@@ -32,7 +32,7 @@ from pydantic import ValidationError
 from accord.data.records import ROLES, Record, explain
 from accord.errors import ConfigError, RecordError, nearest
 
-SKIP = 'Mend the row, or leave such rows out with on_error="skip"'
+SKIP = "Mend the row, or leave such rows out with on_bad_record: skip"
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz")
@@ -538,12 +538,14 @@ def recognise(row: dict[str, Any], file: str, line: int | None = None, layout: s
         if layout not in known:
             raise ConfigError(f"layout {layout!r} is unknown; {nearest(layout, known)}")
         return known[layout]
-    columns = row.keys()
-    for entry in LAYOUTS:
-        if entry.matches(columns, row):
-            return entry
-    what = "the columns " + ", ".join(sorted(columns)) + " are no known layout"
-    raise RecordError(what, file=file, line=line, remedy=_suggest(columns, row))
+    if (entry := _match(row)) is not None:
+        return entry
+    what = "the columns " + ", ".join(sorted(row)) + " are no known layout"
+    raise RecordError(what, file=file, line=line, remedy=_suggest(row.keys(), row))
+
+
+def _match(row: dict[str, Any]) -> Layout | None:
+    return next((entry for entry in LAYOUTS if entry.matches(row.keys(), row)), None)
 
 
 def _suggest(columns: Set[str], row: dict[str, Any]) -> str:
@@ -682,9 +684,9 @@ def _pruned(value: Any) -> Any:
     return [_pruned(v) for v in value] if isinstance(value, list) else value
 
 
-def _rows(path: Path) -> Numbered:
+def _rows(path: Path, file: str) -> Numbered:
     """The rows of one file with their numbers, from 1; whatever is wrong with the whole file is a `RecordError`."""
-    file, kind = str(path), _suffixes(path)[0]
+    kind = _suffixes(path)[0]
     if kind in PICKLES:
         raise RecordError(
             "pickle files can run code when they are read, so they are refused",
@@ -805,40 +807,22 @@ def load(
     told: dict[Layout, Counter[str]] = {}
     unused: set[str] = set()
     for path in files:
-        origin = str(path_or_name) if str(path_or_name) in bundled() and len(files) == 1 else str(path)
-        first: dict[str, Any] | None = None
-        entry: Layout | None = None
+        file = str(path_or_name) if path in bundled().values() else str(path)
         used: set[str] = set()
-        seen: set[str] = set()
-        for number, found in _rows(path):
+        for entry, row in _laid_out(path, file, columns or {}, layout, used):
             try:
-                if isinstance(found, RecordError):
-                    raise found
-                data = _renamed(found, columns, origin, number) if columns else found
-                if entry is None or first is None:
-                    entry, first = recognise(data, origin, number, layout), data
-                elif layout is None and not data.keys() <= seen and (other := _other(entry, data, origin)):
-                    extra = next(iter(sorted(data.keys() - seen)))
-                    raise RecordError(
-                        f"this row is of another layout ({other}) than the first ({entry.name})",
-                        file=origin,
-                        line=number,
-                        field=extra,
-                        remedy="Put rows of different layouts in different files",
-                    )
-                seen |= data.keys()
-                row = Row(data, origin, number, used, flat=_suffixes(path)[0] in (".csv", ".tsv"))
+                if isinstance(row, RecordError) or entry is None:
+                    raise row  # type: ignore[misc]
                 record = _record(entry, row, source, default or source_name(path), weight, columns or {})
             except RecordError as error:
-                if on_error == "raise" or (entry is None and not isinstance(found, RecordError)):
+                if on_error == "raise":
                     raise error from None
-                problems.append(Problem(error.file or origin, error.line, error.field, error.what, error.remedy))
-                continue
-            records.append(record)
-            told.setdefault(entry, Counter())[_noun(record)] += 1
-        if entry is None and not problems:
-            raise RecordError("the file is empty", file=origin, remedy="Give at least one row")
-        unused |= seen - used
+                problems.append(Problem(error.file or file, error.line, error.field, error.what, error.remedy))
+            else:
+                records.append(record)
+                told.setdefault(entry, Counter())[_noun(record)] += 1
+                unused |= row.data.keys()
+        unused -= used
     if not records:
         raise RecordError(
             f"none of the {len(problems)} rows can be read; the first: {problems[0].what}",
@@ -851,28 +835,44 @@ def load(
     return Loaded(records, " + ".join(entry.name for entry in told), sentence, problems)
 
 
-def _renamed(row: dict[str, Any], columns: Mapping[str, str], file: str, line: int) -> dict[str, Any]:
-    """The row under our names."""
-    for ours, theirs in columns.items():
-        if theirs not in row:
-            raise RecordError(
-                f"there is no column {theirs!r} to read as {ours!r}",
-                file=file,
-                line=line,
-                field=theirs,
-                remedy=nearest(theirs, row).capitalize(),
-            )
-    kept = {key: value for key, value in row.items() if key not in columns.values() and key not in columns}
-    return kept | {ours: row[theirs] for ours, theirs in columns.items()}
+def _laid_out(
+    path: Path, file: str, columns: Mapping[str, str], layout: str | None, used: set[str]
+) -> Iterator[tuple[Layout | None, Row | RecordError]]:
+    """The rows of a file with their layout, known by the first that can be read; spoilt rows come as errors.
 
-
-def _other(entry: Layout, row: dict[str, Any], file: str) -> str | None:
-    """The name of the layout of a row with more columns than the rows before, if it is another one."""
-    try:
-        other = recognise(row, file)
-    except RecordError:
-        return None
-    return None if other == entry else other.name
+    A later row with more columns, which make it another layout (a label, say), is an error: read like the others it
+    would lose them without a word.
+    """
+    flat = _suffixes(path)[0] in (".csv", ".tsv")
+    entry: Layout | None = None
+    known: set[str] = set()
+    number = 0
+    for number, found in _rows(path, file):
+        if isinstance(found, RecordError):
+            yield entry, found
+            continue
+        if missing := next((name for name in columns.values() if name not in found), None):
+            ours = next(ours for ours, theirs in columns.items() if theirs == missing)
+            what, remedy = f"there is no column {missing!r} to read as {ours!r}", nearest(missing, found).capitalize()
+            fault = RecordError(what, file=file, line=number, field=missing, remedy=remedy)
+            if entry is None:
+                raise fault
+            yield entry, fault
+            continue
+        data = {key: value for key, value in found.items() if key not in columns.values()}
+        data |= {ours: found[theirs] for ours, theirs in columns.items()}
+        if entry is None:
+            entry = recognise(data, file, number, layout)
+        elif layout is None and not data.keys() <= known and (other := _match(data)) not in (None, entry):
+            what = f"this row is of another layout ({other.name}) than the first ({entry.name})"  # type: ignore[union-attr]
+            remedy = "Put rows of different layouts into different files"
+            extra = min(data.keys() - known)
+            yield entry, RecordError(what, file=file, line=number, field=extra, remedy=remedy)
+            continue
+        known |= data.keys()
+        yield entry, Row(data, file, number, used, flat=flat)
+    if number == 0:
+        raise RecordError("the file is empty", file=file, line=1, remedy="Give at least one row")
 
 
 def _record(

@@ -21,6 +21,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import combinations, combinations_with_replacement, product
 from typing import Any, Literal, get_args, get_type_hints
 
 from accord.data.records import FEEDBACK_KINDS, KIND_OF_JUDGEMENT, Judgement, Message, Record, Response
@@ -129,7 +130,11 @@ class ViewOptions:
             value = getattr(self, name)
             if (known := get_args(hint)) and isinstance(known[0], str) and value not in known:
                 raise ConfigError(f"view.{name}={value!r} is not known; {nearest(str(value), known)}")
-        if not (math.isfinite(self.strength_scale) and self.strength_scale > 0):
+        for name in ("threshold", "strength_scale", "demonstration_value"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int | float) or not math.isfinite(value)):
+                raise ConfigError(f"view.{name}={value!r} is not a number")
+        if self.strength_scale <= 0:
             raise ConfigError(f"view.strength_scale={self.strength_scale} must be above 0")
         if self.max_pairs is not None and self.max_pairs < 1:
             raise ConfigError(f"view.max_pairs={self.max_pairs} leaves no pair; use 1 or more, or leave it out")
@@ -193,7 +198,9 @@ def view(
         found = list(MAKERS[kind](facts))
         made += found
         if not found:
-            counts.add(f"no {NOUNS[kind]}: {facts.why_nothing()}", record)
+            counts.add(f"no {NOUNS[kind]}: {facts.why_nothing(kind)}", record)
+        for name in sorted(record.kinds.intersection(MADE_FROM[kind]) - used):
+            counts.add(f"left: {name}, not asked for", record)
     if kind == "Pairs":
         made = _limited(_without_duplicates(made, records, options, counts), records, options, counts)
     for origin, example in made:
@@ -247,23 +254,28 @@ class Facts:
         self.preferences: dict[tuple[int, int], float] = {}
         self.margins: dict[tuple[int, int], float] = {}
         self.ties = 0
-        tables: dict[str, dict[Any, float]] = {"label": self.labels, "score": self.ratings, "rank": self.ranks}
-        said: dict[tuple[str, bool, Any], list[tuple[str, float]]] = {}
+        named: dict[frozenset[int], tuple[int, int]] = {}
+        said: dict[tuple[str, Any], list[tuple[str, float]]] = {}
         for j in record.judgements:
             if KIND_OF_JUDGEMENT[j.kind] not in used:
                 continue
             if not whole(j):
                 counts.add("left: a judgement on a part of a response", record)
-            elif options.attribute is None or j.attribute == options.attribute:
-                target, value = j.response if j.pair is None else j.pair, self._scaled(j)
-                if j.pair is not None and any((*k[:2], k[2]) == (j.kind, j.margin, j.pair[::-1]) for k in said):
-                    target, value = j.pair[::-1], -value if j.margin else 1 - value
-                said.setdefault((j.kind, j.margin, target), []).append((j.attribute, value))
-            else:
+            elif options.attribute not in (None, j.attribute):
                 counts.add(f"left: a judgement that is not on {options.attribute!r}", record)
-        for (kind, margin, target), values in said.items():
-            table = tables.get(kind) or (self.margins if margin else self.preferences)
-            table[target] = self._mean(KIND_OF_JUDGEMENT[kind], values)
+            elif j.pair is None:
+                said.setdefault((j.kind, j.response), []).append((j.attribute, self._scaled(j)))
+            else:
+                pair, value = named.setdefault(frozenset(j.pair), j.pair), j.value
+                if pair != j.pair:
+                    value = -value if j.margin else 1 - value
+                said.setdefault(("margin" if j.margin else j.kind, pair), []).append((j.attribute, value))
+        tables: dict[str, dict[Any, float]] = {
+            "label": self.labels, "score": self.ratings, "rank": self.ranks,
+            "preference": self.preferences, "margin": self.margins,
+        }  # fmt: skip
+        for (kind, target), values in said.items():
+            tables[kind][target] = self._mean(kind, values)
 
     def _mean(self, kind: str, values: list[tuple[str, float]]) -> float:
         """The mean within each attribute, then over the attributes."""
@@ -273,6 +285,8 @@ class Facts:
         for attribute, value in values:
             groups.setdefault(attribute, []).append(value)
         self.counts.add(f"averaged: several judgements of one target ({kind})", self.record)
+        if kind == "preference" and min(v for _, v in values) < 0.5 < max(v for _, v in values):
+            self.counts.add("contradiction: the same pair in both directions", self.record)
         return math.fsum(math.fsum(g) / len(g) for g in groups.values()) / len(groups)
 
     def _scaled(self, judgement: Judgement) -> float:
@@ -296,8 +310,8 @@ class Facts:
     def example(self, kind: str, branches: dict[str, Any], values: dict[str, Any]) -> Example:
         return Example(kind, branches, values, self.index, self.record.source, self.record.weight)
 
-    def why_nothing(self) -> str:
-        """Why this record makes no example."""
+    def why_nothing(self, kind: str) -> str:
+        """Why this record makes no example of a kind."""
         n, kinds = len(self.record.responses), self.record.kinds
         if n == 0:
             return "a prompt without responses"
@@ -305,7 +319,9 @@ class Facts:
             return "all ties"
         if not kinds & frozenset(self.used):
             return f"only {' and '.join(sorted(kinds))}"
-        return "only one response" if n == 1 else "too little is said about its responses"
+        if kind == "Demos":
+            return "no response is known to be good"
+        return "only one response" if n == 1 and kind != "Points" else "too little is said about its responses"
 
 
 # -- the kinds --------------------------------------------------------------------------------------------------------
@@ -382,13 +398,13 @@ def pairs(facts: Facts) -> Made:
             found.append((origin, better, worse, strength))
             stated.add(frozenset((better, worse)))
     for origin, better, worse, strength in found:
-        values = {
+        numbers = {
             "strength": strength,
             "score_chosen": scored.get(better, NAN),
             "score_rejected": scored.get(worse, NAN),
         }
         branches = {"chosen": facts.branch(better), "rejected": facts.branch(worse)}
-        yield origin, facts.example("Pairs", branches, values)
+        yield origin, facts.example("Pairs", branches, numbers)
 
 
 def groups(facts: Facts) -> Made:
@@ -424,28 +440,23 @@ def preferred(facts: Facts) -> Iterator[tuple[int, int, float]]:
     score or margin 0 is a tie: somebody had to choose.
     """
     options, counts, record = facts.options, facts.counts, facts.record
-    for i, j in dict.fromkeys(
-        (*facts.preferences, *((b, a) if (b, a) in facts.preferences else (a, b) for a, b in facts.margins))
-    ):
+    for i, j in facts.preferences | facts.margins:
         if _words(record.responses[i]) == _words(record.responses[j]):
             facts.ties += 1
             counts.add("dropped: chosen equals rejected", record)
             continue
-        stated = facts.preferences.get((i, j))
-        gap = facts.margins.get((i, j))
-        if gap is None and (j, i) in facts.margins:
-            gap = -facts.margins[j, i]
+        stated, gap = facts.preferences.get((i, j)), facts.margins.get((i, j))
         if gap is None and i in facts.ratings and j in facts.ratings:
             gap = facts.ratings[i] - facts.ratings[j]
-        if stated is None or (options.strengths == "scores" and gap is not None):
-            p = _sigmoid(options.strength_scale * gap) if options.strengths == "scores" else (1 + _sign(gap)) / 2
-        elif gap == 0 and stated in (0, 1):
-            p = 0.5
+        if gap is not None and options.strengths == "scores":
+            p = _sigmoid(options.strength_scale * gap)
+        elif stated is None or (gap == 0 and stated in (0, 1)):
+            p = 0.5 if not gap else float(gap > 0)
         else:
             p = stated
         if gap and stated is not None and (stated - 0.5) * gap < 0:
             counts.add("pair whose scores say the opposite", record)
-        why = "equal scores" if stated in (None, 0, 1) else "preference of one half"
+        why = "equal scores" if gap == 0 else "preference of one half"
         if (decided := _decided(facts, p, why)) is not None:
             if p < 0.5:
                 counts.add("pair turned round: preference below one half", record)
@@ -462,10 +473,10 @@ def ordered(
     options, record = facts.options, facts.record
     places = [[i for i in sorted(values) if values[i] == v] for v in sorted(set(values.values()), reverse=True)]
     last = len(places) - 1
-    for a, b in ((a, b) for a in range(last + 1) for b in range(a, last + 1)):
+    for a, b in combinations_with_replacement(range(len(places)), 2):
         if (options.rankings == "adjacent" and b - a > 1) or (options.rankings == "best_worst" and (a, b) != (0, last)):
             continue
-        for i, j in ((i, j) for i in places[a] for j in places[b] if a < b or i < j):
+        for i, j in product(places[a], places[b]) if a < b else combinations(places[a], 2):
             if frozenset((i, j)) in stated:
                 continue
             if _words(record.responses[i]) == _words(record.responses[j]):
@@ -489,11 +500,8 @@ def _decided(facts: Facts, p: float, why: str) -> float | None:
 
 
 def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))
-
-
-def _sign(x: float | None) -> int:
-    return 0 if not x else 1 if x > 0 else -1
+    e = math.exp(-abs(x))
+    return (1 if x >= 0 else e) / (1 + e)
 
 
 def _words(response: Response) -> str:

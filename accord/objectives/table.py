@@ -39,6 +39,7 @@ NEEDS = {
     "hidden": "hidden state at each response's last token, [B, h]",
     "score": "output of a scalar head at each response's last token, [B]",
     "value": "output of a value head token by token, [B, L]",
+    "state": "what the row's stats function returned as state at the step before, or None at the first",
     "noise": "a torch.Generator drawn from (seed, step)",
     "progress": "share of the run that is done, in [0, 1]",
 }

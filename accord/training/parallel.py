@@ -6,8 +6,10 @@ gradients are summed, not averaged: every divisor is known before the backward p
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,11 +115,20 @@ def sharded_state(scorer: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     return {"model": model, "optimizer": optim}
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """One process saving alone is what we mean; torch warns of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
+        yield
+
+
 def save_sharded(folder: Path, scorer: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Writes model and optimizer with torch.distributed.checkpoint, which any number of processes can read."""
     import torch.distributed.checkpoint as dcp
 
-    dcp.save(sharded_state(scorer, optimizer), checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+    with _quiet():
+        dcp.save(sharded_state(scorer, optimizer), checkpoint_id=str(folder), no_dist=not dist.is_initialized())
 
 
 def load_sharded(folder: Path, scorer: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -126,7 +137,8 @@ def load_sharded(folder: Path, scorer: nn.Module, optimizer: torch.optim.Optimiz
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
     state = sharded_state(scorer, optimizer)
-    dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+    with _quiet():
+        dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
     set_state_dict(
         scorer,
         optimizer,

@@ -120,6 +120,12 @@ def _feeds_on(rows: list[table.Row]) -> str:
     kinds = {row.feeds_on for row in rows}
     for kind in ("Groups", "Pairs", "Points", "Demos", "Tokens", "Rollouts"):
         if kind in kinds and kinds - {kind} <= set(DERIVED.get(kind, ())):
+            for row in rows:
+                if row.feeds_on != kind and (row.scores_batch_first or "mismatched" in row.stats_needs):
+                    raise ConfigError(
+                        f"{row.name} compares examples of a whole batch of {row.feeds_on.lower()} and cannot be summed "
+                        f"with objectives on {kind.lower()}; give it its own kind of feedback, like {{labels: {row.name}}}"
+                    )
             return kind
     raise ConfigError(
         f"{', '.join(row.name for row in rows)} feed on {', '.join(sorted(kinds))} and cannot share examples; "

@@ -47,9 +47,7 @@ class Term:
         """Everything the parts ask for."""
         found: set[str] = set()
         for row, _, _ in self.parts:
-            found.update(row.needs)
-            if (stats := table.stats_function(row.name)) is not None:
-                found.update(_needs_of(stats))
+            found.update(row.needs + row.stats_needs)
         return frozenset(found)
 
     @property
@@ -225,11 +223,10 @@ def statistics(
         function = table.stats_function(row.name)
         if function is None:
             continue
-        for _, seen in derive(row.feeds_on, batch):
-            out = _call(function, row, term, seen, leaves, options, {**extra, "state": state.get(row.name)})
-            if "state" in _needs_of(function):
-                out, state[row.name] = out
-            found[row.name] = out
+        out = _call(function, row, term, batch, leaves, options, {**extra, "state": state.get(row.name)})
+        if "state" in row.stats_needs:
+            out, state[row.name] = out
+        found[row.name] = out
     return found
 
 
