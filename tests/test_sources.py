@@ -71,7 +71,8 @@ CASES = {
         "prompt/chosen/rejected", [(U, "p")], ["a", "b"], [PREFERRED],
     ),
     "pair, prompt inside": (
-        {"chosen": turns((U, "p"), (A, "x"), (U, "q"), (A, "a")), "rejected": turns((U, "p"), (A, "x"), (U, "q"), (A, "b"))},
+        {"chosen": turns((U, "p"), (A, "x"), (U, "q"), (A, "a")),
+         "rejected": turns((U, "p"), (A, "x"), (U, "q"), (A, "b"))},
         "chosen/rejected", [(U, "p"), (A, "x"), (U, "q")], ["a", "b"], [PREFERRED],
     ),
     "pair, both the same": (
@@ -107,12 +108,21 @@ CASES = {
     "response": ({"prompt": "p", "response": "a"}, "prompt/completion", "p", ["a"], []),
     "empty prompt": ({"prompt": "", "output": "a"}, "prompt/completion", "", ["a"], []),
     "system": ({"system": "s", "prompt": "p", "output": "a"}, "prompt/completion", [(S, "s"), (U, "p")], ["a"], []),
-    "label": ({"prompt": "p", "completion": "a", "label": True}, "prompt/completion/label", "p", ["a"], [("label", 0, 1.0)]),
-    "label 0": ({"prompt": "p", "completion": "a", "label": 0}, "prompt/completion/label", "p", ["a"], [("label", 0, 0.0)]),
-    "label as text": (
-        {"prompt": "p", "completion": "a", "label": "False"}, "prompt/completion/label", "p", ["a"], [("label", 0, 0.0)],
+    "label": (
+        {"prompt": "p", "completion": "a", "label": True}, "prompt/completion/label", "p", ["a"],
+        [("label", 0, 1.0)],
     ),
-    "rating": ({"prompt": "p", "response": "a", "rating": 7}, "prompt/response/rating", "p", ["a"], [("score", 0, 7.0)]),
+    "label 0": (
+        {"prompt": "p", "completion": "a", "label": 0}, "prompt/completion/label", "p", ["a"],
+        [("label", 0, 0.0)],
+    ),
+    "label as text": (
+        {"prompt": "p", "completion": "a", "label": "False"}, "prompt/completion/label", "p", ["a"],
+        [("label", 0, 0.0)],
+    ),
+    "rating": (
+        {"prompt": "p", "response": "a", "rating": 7}, "prompt/response/rating", "p", ["a"], [("score", 0, 7.0)],
+    ),
     "score": (
         {"prompt": "p", "completion": "a", "score": 7, "scale": [0, 10]}, "prompt/response/rating", "p", ["a"],
         [("score", 0, 7.0)],
@@ -135,7 +145,7 @@ CASES = {
     ),
     "alpaca": ({"instruction": "i", "input": "x", "output": "a"}, "alpaca", "i\n\nx", ["a"], []),
     "alpaca without input": ({"instruction": "i", "input": "", "output": "a"}, "alpaca", "i", ["a"], []),
-    "prompts": ({"prompt": "p"}, "prompt", "p", [], []),
+    "prompts": ({"prompt": "p", "split": "test"}, "prompt", "p", [], []),
     "record": (
         {"prompt": "p", "responses": [{"text": "a"}], "judgements": [{"kind": "label", "response": 0, "value": 1}]},
         "record", "p", ["a"], [("label", 0, 1.0)],
@@ -341,56 +351,63 @@ def test_everything_bundled_loads():
 PROMPT = {"prompt": "p", "completion": "a"}
 BAD_ROWS = {
     # name: (row, field, part of the message, part of the remedy)
-    "null": ({"prompt": None, "completion": "a"}, "prompt", "missing or null", "on_error"),
-    "missing": ({"prompt": "p"}, "completion", "missing or null", "on_error"),
-    "list for text": ({"prompt": "p", "completion": ["a"]}, "completion.0", "a turn with role and content", "on_error"),
-    "number for text": ({"prompt": "p", "completion": 3}, "completion", "not a number", "on_error"),
-    "empty response": ({"prompt": "p", "completion": " \n"}, "completion", "the response is empty", "on_error"),
-    "half a character": ({"prompt": "p", "completion": "\ud83d"}, "responses.0.text", "unicode", "on_error"),
+    "null": ({"prompt": None, "completion": "a"}, "prompt", "missing or null", "on_bad_record"),
+    "missing": ({"prompt": "p"}, "completion", "missing or null", "on_bad_record"),
+    "list for text": ({"prompt": "p", "completion": ["a"]}, "completion.0", "a turn with role", "on_bad_record"),
+    "number for text": ({"prompt": "p", "completion": 3}, "completion", "not a number", "on_bad_record"),
+    "empty response": ({"prompt": "p", "completion": " \n"}, "completion", "the response is empty", "on_bad_record"),
+    "half a character": ({"prompt": "p", "completion": "\ud83d"}, "completion", "half a character", "on_bad_record"),
 }  # fmt: skip
 BAD_FIRST_ROWS = {
     "text label": ({**PROMPT, "label": "good"}, "label", "true or false", 'column "rating"'),
-    "null label": ({**PROMPT, "label": None}, "label", "missing or null", "on_error"),
+    "null label": ({**PROMPT, "label": None}, "label", "missing or null", "on_bad_record"),
     "label 2": ({**PROMPT, "label": 2}, "label", "true or false", 'column "rating"'),
-    "nan": ({**PROMPT, "rating": float("nan")}, "rating", "nan", "on_error"),
-    "infinite": ({**PROMPT, "score": float("inf")}, "score", "inf", "on_error"),
-    "text rating": ({**PROMPT, "rating": "great"}, "rating", "a number is expected", "on_error"),
-    "true as rating": ({**PROMPT, "rating": True}, "rating", "not true or false", "on_error"),
-    "outside scale": ({**PROMPT, "rating": 11, "scale": [0, 10]}, "rating", "outside its scale", "on_error"),
-    "no scale": ({**PROMPT, "rating": 11, "scale": [10]}, "scale", "[lowest, highest]", "on_error"),
-    "strength 2": ({"prompt": "p", "chosen": "a", "rejected": "b", "strength": 2}, "strength", "no probability", "'margin'"),
+    "nan": ({**PROMPT, "rating": float("nan")}, "rating", "nan", "on_bad_record"),
+    "infinite": ({**PROMPT, "score": float("inf")}, "score", "inf", "on_bad_record"),
+    "text rating": ({**PROMPT, "rating": "great"}, "rating", "a number is expected", "on_bad_record"),
+    "true as rating": ({**PROMPT, "rating": True}, "rating", "not true or false", "on_bad_record"),
+    "outside scale": ({**PROMPT, "rating": 11, "scale": [0, 10]}, "rating", "outside its scale", "on_bad_record"),
+    "no scale": ({**PROMPT, "rating": 11, "scale": [10]}, "scale", "[lowest, highest]", "on_bad_record"),
+    "strength 2": (
+        {"prompt": "p", "chosen": "a", "rejected": "b", "strength": 2}, "strength", "no probability", "'margin'",
+    ),
     "plain text pair": ({"chosen": "p a", "rejected": "p b"}, "chosen", "transcript", "Add a 'prompt' column"),
     "nothing shared": (
         {"chosen": turns((U, "p"), (A, "a")), "rejected": turns((U, "q"), (A, "b"))},
         "rejected", "share no turn", "'prompt' column",
     ),
     "other prompts": (
-        {"chosen": turns((U, "p"), (A, "a"), (U, "q"), (A, "a")), "rejected": turns((U, "p"), (A, "a"), (U, "r"), (A, "a"))},
+        {"chosen": turns((U, "p"), (A, "a"), (U, "q"), (A, "a")),
+         "rejected": turns((U, "p"), (A, "a"), (U, "r"), (A, "a"))},
         "chosen", "different prompts", "one prompt",
     ),
     "prompt and dialogue differ": (
         {"prompt": "x", "chosen": turns((U, "p"), (A, "a")), "rejected": turns((U, "p"), (A, "b"))},
-        "chosen", "another prompt", "on_error",
+        "chosen", "another prompt", "on_bad_record",
     ),
-    "user has the last word": ({"messages": turns((U, "p"), (A, "a"), (U, "q"))}, "messages", "nobody answers", "on_error"),
-    "no answer": ({"messages": turns((U, "p"))}, "messages", "no assistant turn", "on_error"),
-    "no question": ({"messages": turns((A, "p"))}, "messages", "no prompt", "on_error"),
-    "no turns": ({"messages": []}, "messages", "no turns", "on_error"),
+    "user has the last word": (
+        {"messages": turns((U, "p"), (A, "a"), (U, "q"))}, "messages", "nobody answers", "on_bad_record",
+    ),
+    "no answer": ({"messages": turns((U, "p"))}, "messages", "no assistant turn", "on_bad_record"),
+    "no question": ({"messages": turns((A, "p"))}, "messages", "no prompt", "on_bad_record"),
+    "no turns": ({"messages": []}, "messages", "no turns", "on_bad_record"),
     "unknown role": ({"messages": turns(("asistant", "p"))}, "messages.0.role", "'asistant'", "'assistant'"),
-    "empty turn": ({"messages": [{"role": "user"}]}, "messages.0.content", "without content", "on_error"),
-    "empty answer": ({"messages": turns((U, "p"), (A, ""))}, "messages", "the response is empty", "on_error"),
-    "lengths": ({"prompt": "p", "responses": ["a", "b"], "scores": [1]}, "scores", "1 values for 2", "one value for each"),
+    "empty turn": ({"messages": [{"role": "user"}]}, "messages.0.content", "without content", "on_bad_record"),
+    "empty answer": ({"messages": turns((U, "p"), (A, ""))}, "messages", "the response is empty", "on_bad_record"),
+    "lengths": (
+        {"prompt": "p", "responses": ["a", "b"], "scores": [1]}, "scores", "1 values for 2", "one value for each",
+    ),
     "ranking": ({"prompt": "p", "responses": ["a", "b"], "ranking": [1, 1]}, "ranking", "once", "'ranks'"),
-    "unjudged": ({"prompt": "p", "responses": ["a"], "scores": [None]}, "scores", "none of the responses", "on_error"),
+    "unjudged": ({"prompt": "p", "responses": ["a"], "scores": [None]}, "scores", "none of the", "on_bad_record"),
     "two systems": (
         {"system": "s", "messages": turns((S, "t"), (U, "p"), (A, "a"))}, "system", "of its own", "Keep one",
     ),
     "record field": (
-        {"prompt": "p", "responses": [{"text": "a", "txt": 1}]}, "responses.0.txt", "not part of a record", "on_error",
+        {"prompt": "p", "responses": [{"text": "a", "txt": 1}]}, "responses.0.txt", "not part of", "on_bad_record",
     ),
     "record judgement": (
         {"prompt": "p", "responses": [{"text": "a"}], "judgements": [{"kind": "score", "response": 4, "value": 1}]},
-        None, "names response 4", "on_error",
+        None, "names response 4", "on_bad_record",
     ),
 }  # fmt: skip
 

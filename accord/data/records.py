@@ -172,8 +172,9 @@ class Record(_Fact):
                 if index is None or not 0 <= index < n:
                     raise ValueError(f"a judgement names response {index}, but there are {n} (counted from 0)")
         for i, response in enumerate(self.responses):
-            if response.revised_from is not None and not (0 <= response.revised_from < n and response.revised_from != i):
-                raise ValueError(f"response {i} is revised from {response.revised_from}, which is no other response")
+            before = response.revised_from
+            if before is not None and (before == i or not 0 <= before < n):
+                raise ValueError(f"response {i} is revised from {before}, which is no other response")
         object.__setattr__(self, "id", self._content_id())
         return self
 
@@ -196,7 +197,7 @@ class Record(_Fact):
 
     @property
     def kinds(self) -> frozenset[str]:
-        """Kinds of feedback in it: `demonstrations` (a response nobody judged), `labels`, `ratings`, `pairs`, `rankings`."""
+        """Kinds of feedback in it, of `FEEDBACK_KINDS`; `demonstrations` are responses of a record nobody judged."""
         if not self.judgements:
             return frozenset({"demonstrations"} if self.responses else ())
         return frozenset(KIND_OF_JUDGEMENT[j.kind] for j in self.judgements)

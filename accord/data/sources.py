@@ -40,6 +40,10 @@ DAMAGED = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, BadZipFile)
 ANSWER = ("completion", "response", "output")
 RATING = ("rating", "score")
 TURNS = ("messages", "conversations")
+SYNONYMS = {  # what other files call it: suggested, never assumed
+    "prompt": ("prompt", "question", "query", "input", "problem", "instruction"),
+    "completion": ("answer", "answers", "reply", "solution", "summary", "target", "text"),
+}
 TURN_KEYS = ({"role", "content"}, {"from", "value"})
 SPEAKERS = {role: role for role in ROLES} | {
     "human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant",
@@ -525,7 +529,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "prompt",
         "prompts",
-        lambda c, row: "prompt" in c and c <= set(Record.model_fields) | {"system"},
+        lambda c, row: "prompt" in c and not c & {*ANSWER, *PAIR, *SYNONYMS["completion"], "responses", "completions"},
         read_prompt,
     ),
 )
@@ -555,11 +559,7 @@ def _suggest(columns: Set[str], row: dict[str, Any]) -> str:
         if isinstance(row["text"], str) and hh_turns(row["text"]):
             return "It is a transcript: name it with columns={'messages': 'text'}"
         return "A text alone does not name its response: split it into 'prompt' (may be empty) and 'completion'"
-    synonyms = {
-        "prompt": ("question", "query", "input", "problem", "instruction"),
-        "completion": ("answer", "answers", "reply", "solution", "summary", "text"),
-    }
-    guess = {ours: theirs for ours, names in synonyms.items() for theirs in names if theirs in columns}
+    guess = {ours: theirs for ours, names in SYNONYMS.items() for theirs in names if theirs in columns}
     if "completion" in guess and isinstance(row[guess["completion"]], list):
         guess["responses"] = guess.pop("completion")
     example = guess or {"prompt": "...", "completion": "..."}
@@ -596,11 +596,19 @@ def _decoded(stream: Iterable[bytes], file: str) -> Iterator[tuple[int, str | Re
             yield number, RecordError(what, file=file, line=number, remedy=remedy)
 
 
-def _object(value: Any, file: str, number: int) -> dict[str, Any] | RecordError:
-    if isinstance(value, dict):
-        return value
-    what = f"an object with named fields is expected, not {_kind(value)}"
-    return RecordError(what, file=file, line=number, remedy=SKIP)
+def _object(value: Any, file: str, number: int, escapes: bool) -> dict[str, Any] | RecordError:
+    """A row if it is one; with `escapes` in its JSON, halves of characters are looked for: no file holds them."""
+    if not isinstance(value, dict):
+        what = f"an object with named fields is expected, not {_kind(value)}"
+        return RecordError(what, file=file, line=number, remedy=SKIP)
+    for field in value if escapes else ():
+        try:
+            json.dumps([field, value[field]], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            what = f"the text holds {half}, which is half a character (an emoji that was cut)"
+            return RecordError(what, file=file, line=number, field=field, remedy=SKIP)
+    return value
 
 
 def _json_lines(stream: Iterable[bytes], file: str) -> Numbered:
@@ -609,7 +617,7 @@ def _json_lines(stream: Iterable[bytes], file: str) -> Numbered:
             yield number, line
         elif line.strip():
             try:
-                yield number, _object(json.loads(line), file, number)
+                yield number, _object(json.loads(line), file, number, "\\u" in line)
             except (json.JSONDecodeError, RecursionError) as error:
                 what = f"the line is not JSON ({getattr(error, 'msg', 'nested too deep')})"
                 yield number, RecordError(what, file=file, line=number, remedy=SKIP)
@@ -633,7 +641,7 @@ def _json(stream: IO[bytes], file: str) -> Numbered:
         remedy = "Write a list of objects, or one object with a list under 'data', or JSON lines (.jsonl)"
         raise RecordError("the file holds no list of rows", file=file, remedy=remedy)
     for number, row in enumerate(rows, 1):
-        yield number, _object(row, file, number)
+        yield number, _object(row, file, number, "\\u" in text)
 
 
 def _sound(lines: Iterable[tuple[int, str | RecordError]]) -> Iterator[str]:
@@ -657,7 +665,7 @@ def _table(stream: IO[bytes], file: str, delimiter: str) -> Numbered:
                 yield number, dict(zip(header, cells, strict=True))
             elif cells:
                 what = f"{len(cells)} cells under {len(header)} columns"
-                remedy = 'Put text that holds a delimiter or a line break in "quotes", or use on_error="skip"'
+                remedy = f'Put text that holds a delimiter or a line break in "quotes". {SKIP}'
                 yield number, RecordError(what, file=file, line=number, remedy=remedy)
             number = reader.line_num + 1
     except csv.Error as error:
@@ -668,7 +676,7 @@ def _table(stream: IO[bytes], file: str, delimiter: str) -> Numbered:
 def _parquet(stream: IO[bytes], file: str) -> Numbered:
     number = 0
     try:
-        for batch in pq.ParquetFile(pa.PythonFile(stream)).iter_batches(batch_size=1024):
+        for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
                 yield number, _pruned(row)

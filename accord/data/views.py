@@ -365,11 +365,12 @@ def points(facts: Facts) -> Made:
     """Responses with a value: labels before ratings before preferences; or demonstrations."""
     options = facts.options
     wins: dict[int, list[float]] = {}
-    if options.pairs_as_points:
+    unscored = set(range(len(facts.record.responses))) - facts.labels.keys() - facts.ratings.keys()
+    if options.pairs_as_points and unscored:
         for better, worse, strength, *_ in preferred(facts):
             wins.setdefault(better, []).append(1.0 if strength != 0.5 else 0.5)
             wins.setdefault(worse, []).append(0.0 if strength != 0.5 else 0.5)
-    elif facts.preferences or facts.margins:
+    elif unscored and (facts.preferences or facts.margins):
         facts.counts.add("left: preferences (pairs_as_points is off)", facts.record)
     for i in range(len(facts.record.responses)):
         if i in facts.labels:

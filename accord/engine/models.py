@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -306,16 +306,24 @@ def _set_attention(scorer: Scorer, name: str) -> None:
 
 
 @contextmanager
-def generating(policy: Policy) -> Any:
-    """Within, the model attends as transformers' `generate` expects, and dropout is off."""
+def generating(policy: Policy) -> Iterator[Any]:
+    """Within, the model attends as transformers' `generate` expects, in the compute dtype, and dropout is off.
+
+    Weights are cast once here and put back afterwards: autocast would cast all of them again for every token.
+    """
     scorer = policy.scorer
     before = getattr(scorer.causal.config, "_attn_implementation", None)
+    masters = [(p, p.data) for p in scorer.model.parameters() if p.dtype != scorer.compute and p.is_floating_point()]
     if before == attention.NAME:
         _set_attention(scorer, "sdpa")
     try:
+        for p, data in masters:
+            p.data = data.to(scorer.compute)
         with no_dropout(scorer):
             yield policy.model
     finally:
+        for p, data in masters:
+            p.data = data
         if before == attention.NAME:
             _set_attention(scorer, before)
 

@@ -86,8 +86,7 @@ def _generate(
     options: dict[str, Any] = {"do_sample": temperature > 0}
     if temperature > 0:
         options |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
-    compute = policy.scorer.compute
-    with torch.no_grad(), torch.autocast(device.type, compute, enabled=compute != torch.float32):
+    with torch.no_grad():
         out = model.generate(
             input_ids=ids,
             attention_mask=mask,
