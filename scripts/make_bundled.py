@@ -29,68 +29,75 @@ HELD_OUT = {"slogans": 84, "verses": 24}
 NUMBER = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
 
 TRADES = """
-bicycle repair shop, bakery, dental clinic, florist, car wash, coffee roastery, toy store, fitness studio, law firm, used
-bookshop, hardware store, tailor, locksmith, shoe repair shop, pet groomer, dog walking service, cat café, driving school,
-swimming school, language school, music school, dance studio, pottery studio, yoga studio, climbing gym, bowling alley, ice
-rink, trampoline park, mini golf course, escape room, board game café, comic book store, record shop, guitar maker, piano
-tuner, violin workshop, photo studio, wedding planner, party rental company, balloon artist, magic shop, costume shop, barber
-shop, nail salon, tattoo parlor, massage practice, optician, pharmacy, hearing aid clinic, physiotherapy practice, veterinary
-clinic, riding stable, dairy farm, apple orchard, vineyard, microbrewery, cheese shop, butcher, fishmonger, greengrocer, spice
-shop, tea house, juice bar, ice cream parlor, pizzeria, sushi restaurant, taco truck, noodle bar, burger stand, sandwich shop,
-pancake house, vegan bistro, steak house, seafood grill, soup kitchen café, chocolate maker, candy store, doughnut shop, cake
-decorator, catering service, cooking school, kitchen design studio, carpenter, plumber, electrician, roofer, house painter,
-window cleaning service, chimney sweep, gardening service, tree surgeon, landscaping company, pool cleaning service, pest
-control company, moving company, self-storage warehouse, furniture maker, upholstery workshop, antique shop, auction house,
-thrift store, jewelry workshop, watchmaker, hat maker, shoe store, lingerie boutique, school uniform shop, fabric shop, knitting
-shop, embroidery studio, dry cleaner, laundromat, carpet cleaning service, real estate agency, home insurance company, savings
-bank, accountancy firm, tax adviser, translation agency, job agency, printing shop, sign maker, web design agency, computer
-repair shop, phone repair shop, internet provider, data recovery lab, security company, alarm installer, solar panel
-installer, wind farm, recycling center, scrap yard, tire shop, car repair garage, motorcycle dealer, electric car dealer, car
-rental company, taxi company, bus line, ferry line, night train, budget airline, bike sharing scheme, boat yard, surf school,
-diving center, ski resort, mountain guide, campsite, youth hostel, seaside hotel, bed and breakfast, travel agency, city tour
-company, hot air balloon company, kindergarten, tutoring service, science museum, art gallery, puppet theater, cinema, jazz club,
-open-air theater, public library, city zoo, aquarium, botanical garden, planetarium, amusement park, water park, farmers
-market, flea market, community garden, food bank, blood bank, animal shelter, fire brigade, lifeboat station, mountain rescue
-team, hospital, nursing home, midwife practice, sleep clinic, weather service, local newspaper, radio station, podcast studio,
-chess club, rowing club, running club, football club, choir, brass band, scout troop, astronomy club, beekeeping school, mushroom
-farm, greenhouse nursery, Christmas tree farm, egg farm, fish hatchery, saw mill, glass workshop, blacksmith, candle workshop,
-soap workshop, perfume shop, stationery store, kite shop, model train shop, fishing tackle shop, camping store, skate shop, ski
-rental shop, golf course, tennis academy, martial arts school, boxing gym, archery range, quilt museum, clock tower tour, ghost
-tour, whale watching tour, canoe rental, falconry show, butterfly house, petting zoo, corn maze, pumpkin farm, lavender farm, llama
-farm, bicycle museum, railway museum, courier service, drone school, night school, book club, quiz night, film festival
+bicycle repair shop, bakery, dental clinic, florist, car wash, coffee roastery, toy store, fitness studio, law firm,
+used bookshop, hardware store, tailor, locksmith, shoe repair shop, pet groomer, dog walking service, cat café,
+driving school, swimming school, language school, music school, dance studio, pottery studio, yoga studio, climbing
+gym, bowling alley, ice rink, trampoline park, mini golf course, escape room, board game café, comic book store,
+record shop, guitar maker, piano tuner, violin workshop, photo studio, wedding planner, party rental company,
+balloon artist, magic shop, costume shop, barber shop, nail salon, tattoo parlor, massage practice, optician,
+pharmacy, hearing aid clinic, physiotherapy practice, veterinary clinic, riding stable, dairy farm, apple orchard,
+vineyard, microbrewery, cheese shop, butcher, fishmonger, greengrocer, spice shop, tea house, juice bar, ice cream
+parlor, pizzeria, sushi restaurant, taco truck, noodle bar, burger stand, sandwich shop, pancake house, vegan
+bistro, steak house, seafood grill, soup kitchen café, chocolate maker, candy store, doughnut shop, cake decorator,
+catering service, cooking school, kitchen design studio, carpenter, plumber, electrician, roofer, house painter,
+window cleaning service, chimney sweep, gardening service, tree surgeon, landscaping company, pool cleaning service,
+pest control company, moving company, self-storage warehouse, furniture maker, upholstery workshop, antique shop,
+auction house, thrift store, jewelry workshop, watchmaker, hat maker, shoe store, lingerie boutique, school uniform
+shop, fabric shop, knitting shop, embroidery studio, dry cleaner, laundromat, carpet cleaning service, real estate
+agency, home insurance company, savings bank, accountancy firm, tax adviser, translation agency, job agency,
+printing shop, sign maker, web design agency, computer repair shop, phone repair shop, internet provider, data
+recovery lab, security company, alarm installer, solar panel installer, wind farm, recycling center, scrap yard,
+tire shop, car repair garage, motorcycle dealer, electric car dealer, car rental company, taxi company, bus line,
+ferry line, night train, budget airline, bike sharing scheme, boat yard, surf school, diving center, ski resort,
+mountain guide, campsite, youth hostel, seaside hotel, bed and breakfast, travel agency, city tour company, hot air
+balloon company, kindergarten, tutoring service, science museum, art gallery, puppet theater, cinema, jazz club,
+open-air theater, public library, city zoo, aquarium, botanical garden, planetarium, amusement park, water park,
+farmers market, flea market, community garden, food bank, blood bank, animal shelter, fire brigade, lifeboat
+station, mountain rescue team, hospital, nursing home, midwife practice, sleep clinic, weather service, local
+newspaper, radio station, podcast studio, chess club, rowing club, running club, football club, choir, brass band,
+scout troop, astronomy club, beekeeping school, mushroom farm, greenhouse nursery, Christmas tree farm, egg farm,
+fish hatchery, saw mill, glass workshop, blacksmith, candle workshop, soap workshop, perfume shop, stationery store,
+kite shop, model train shop, fishing tackle shop, camping store, skate shop, ski rental shop, golf course, tennis
+academy, martial arts school, boxing gym, archery range, quilt museum, clock tower tour, ghost tour, whale watching
+tour, canoe rental, falconry show, butterfly house, petting zoo, corn maze, pumpkin farm, lavender farm, llama farm,
+bicycle museum, railway museum, courier service, drone school, night school, book club, quiz night, film festival
 """
 
 GOODS = """
-running shoes, hiking boots, rubber boots, wool socks, rain jackets, winter gloves, sun hats, swimming goggles, reading glasses,
-sunglasses, wrist watches, alarm clocks, desk lamps, flashlights, candles, matches, fountain pens, pencils, notebooks, wall
-calendars, backpacks, suitcases, umbrellas, lunch boxes, water bottles, thermos flasks, coffee machines, tea kettles, toasters,
-kitchen knives, frying pans, wooden spoons, dish soap, laundry powder, hand cream, toothpaste, toothbrushes, shampoo, sunscreen,
-razor blades, diapers, baby food, prams, car seats, wooden toys, jigsaw puzzles, playing cards, teddy bears, kites, skateboards,
-roller skates, folding bikes, bike helmets, bike locks, tents, sleeping bags, camping stoves, fishing rods, tennis rackets,
-footballs, yoga mats, dumbbells, energy bars, granola, oatmeal, corn flakes, rye bread, salted butter, goat cheese, yogurt, oat
-milk, apple juice, lemonade, mineral water, ginger ale, green tea, iced coffee, cocoa powder, dark chocolate, chewing gum,
-licorice, potato chips, popcorn, roasted nuts, peanut butter, strawberry jam, honey, maple syrup, olive oil, hot sauce, mustard,
-tomato soup, frozen peas, pasta, brown rice, canned tuna, cat food, dog biscuits, bird seed, fish tanks, garden hoses, lawn
-mowers, flower seeds, potting soil, ladders, cordless drills, hammers, paint rollers, wallpaper, floor tiles, mattresses,
-pillows, blankets, rocking chairs, bookshelves, ceiling fans, heat pumps, vacuum cleaners, washing machines, headphones, smart
-speakers, cameras, e-book readers, phone cases, keyboards, hearing aids, hiking maps, telescopes, violins, ukuleles,
-harmonicas, drum kits, microscopes, globes, compasses, measuring tapes, work gloves, door locks, doorbells, bath towels, shower
-heads, hair brushes, lip balm, cough drops, bandages, cookie jars, rolling pins, baking powder, picnic baskets
+running shoes, hiking boots, rubber boots, wool socks, rain jackets, winter gloves, sun hats, swimming goggles,
+reading glasses, sunglasses, wrist watches, alarm clocks, desk lamps, flashlights, candles, matches, fountain pens,
+pencils, notebooks, wall calendars, backpacks, suitcases, umbrellas, lunch boxes, water bottles, thermos flasks,
+coffee machines, tea kettles, toasters, kitchen knives, frying pans, wooden spoons, dish soap, laundry powder, hand
+cream, toothpaste, toothbrushes, shampoo, sunscreen, razor blades, diapers, baby food, prams, car seats, wooden
+toys, jigsaw puzzles, playing cards, teddy bears, kites, skateboards, roller skates, folding bikes, bike helmets,
+bike locks, tents, sleeping bags, camping stoves, fishing rods, tennis rackets, footballs, yoga mats, dumbbells,
+energy bars, granola, oatmeal, corn flakes, rye bread, salted butter, goat cheese, yogurt, oat milk, apple juice,
+lemonade, mineral water, ginger ale, green tea, iced coffee, cocoa powder, dark chocolate, chewing gum, licorice,
+potato chips, popcorn, roasted nuts, peanut butter, strawberry jam, honey, maple syrup, olive oil, hot sauce,
+mustard, tomato soup, frozen peas, pasta, brown rice, canned tuna, cat food, dog biscuits, bird seed, fish tanks,
+garden hoses, lawn mowers, flower seeds, potting soil, ladders, cordless drills, hammers, paint rollers, wallpaper,
+floor tiles, mattresses, pillows, blankets, rocking chairs, bookshelves, ceiling fans, heat pumps, vacuum cleaners,
+washing machines, headphones, smart speakers, cameras, e-book readers, phone cases, keyboards, hearing aids, hiking
+maps, telescopes, violins, ukuleles, harmonicas, drum kits, microscopes, globes, compasses, measuring tapes, work
+gloves, door locks, doorbells, bath towels, shower heads, hair brushes, lip balm, cough drops, bandages, cookie
+jars, rolling pins, baking powder, picnic baskets
 """
 
 THEMES = """
-the sea, an old dog, autumn leaves, a night train, a grandmother's kitchen, the first snow, a lighthouse, a lost key, the moon, a
-garden gate, a paper boat, morning coffee, a broken clock, the city at night, a summer storm, a sleeping cat, an empty house, a
-long road, a red kite, the last bus home, a river in spring, a wooden bridge, stars over the desert, a busy market, an apple tree, a
-letter never sent, a small island, the north wind, a circus tent, a piano in the rain, a fisherman's hands, a field of wheat, an
-owl, the smell of bread, a child's first step, a mountain path, winter mornings, a swing in the park, an old photograph, the
-sound of bells, a birthday candle, a rainy window, fireflies, a borrowed book, the harbor at dawn, a snowman, a stray cat, the color
-blue, a forgotten song, a walk in the fog, a honey bee, a hot summer day, the library, a farewell, a new friend, a sparrow, the
-forest floor, a ship in a bottle, a campfire, an umbrella, a shadow on the wall, a street musician, wild geese, a cup of tea, the
-old mill, a shooting star, a quiet Sunday, a spider's web, the school bell, a pair of shoes, a frozen lake, a rainbow, a rocking
-chair, the harvest, a blackbird, a paper lantern, a waterfall, a sleepless night, a tall oak, the empty beach, a train station, a
-pocket watch, a wishing well, a ladybug, a thunderstorm, a rowing boat, a sunflower, a secret, a toy soldier, the tide, a clay pot, a
-wedding dance, an anchor, a mirror, a lullaby, a snail, a marble
+the sea, an old dog, autumn leaves, a night train, a grandmother's kitchen, the first snow, a lighthouse, a lost
+key, the moon, a garden gate, a paper boat, morning coffee, a broken clock, the city at night, a summer storm, a
+sleeping cat, an empty house, a long road, a red kite, the last bus home, a river in spring, a wooden bridge, stars
+over the desert, a busy market, an apple tree, a letter never sent, a small island, the north wind, a circus tent, a
+piano in the rain, a fisherman's hands, a field of wheat, an owl, the smell of bread, a child's first step, a
+mountain path, winter mornings, a swing in the park, an old photograph, the sound of bells, a birthday candle, a
+rainy window, fireflies, a borrowed book, the harbor at dawn, a snowman, a stray cat, the color blue, a forgotten
+song, a walk in the fog, a honey bee, a hot summer day, the library, a farewell, a new friend, a sparrow, the forest
+floor, a ship in a bottle, a campfire, an umbrella, a shadow on the wall, a street musician, wild geese, a cup of
+tea, the old mill, a shooting star, a quiet Sunday, a spider's web, the school bell, a pair of shoes, a frozen lake,
+a rainbow, a rocking chair, the harvest, a blackbird, a paper lantern, a waterfall, a sleepless night, a tall oak,
+the empty beach, a train station, a pocket watch, a wishing well, a ladybug, a thunderstorm, a rowing boat, a
+sunflower, a secret, a toy soldier, the tide, a clay pot, a wedding dance, an anchor, a mirror, a lullaby, a snail,
+a marble
 """
 
 SLOGAN_WORDS = (4, 5, 3, 4, 6, 5, 4, 3, 5, 4)
@@ -155,8 +162,9 @@ def _split(name: str, subjects: list[str], ask: Callable[[int, str], Prompt]) ->
 
 MODEL, TOP_P = "SmolLM2-135M-Instruct", 0.95
 LEFT_OUT = re.compile(  # words that nobody needs in a sample data set; one answer in several hundred has one
-    r"\b(?:ass|bitch\w*|bastard\w*|boob\w*|butt|cock|cunt|damn\w*|fuck\w*|naked|penis|pussy|rape\w*|sex\w*|shit\w*|shoot"
-    r" yourself|slut\w*|suicid\w*|kill\w*|whore\w*|nazi\w*|hitler|nigg\w*|fag\w*|erect\w*|spank\w*|orgasm\w*|porn\w*)\b",
+    r"\b(?:ass|bitch\w*|bastard\w*|boob\w*|butt|cock|cunt|damn\w*|fuck\w*|naked|penis|pussy|rape\w*|sex\w*|shit\w*"
+    r"|shoot yourself|slut\w*|suicid\w*|kill\w*|whore\w*|nazi\w*|hitler|nigg\w*|fag\w*|erect\w*|spank\w*"
+    r"|orgasm\w*|porn\w*)\b",
     re.IGNORECASE,
 )
 

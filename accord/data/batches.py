@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence as Seq
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -270,7 +271,7 @@ class Batch:
                 yield name, i, tuple(int(p) for r in term.roles.values() for p in np.atleast_1d(r[i]) if p >= 0)
 
 
-def gather(corpus: Corpus, chosen: dict[str, Seq[int]]) -> Batch:
+def gather(corpus: Corpus, chosen: Mapping[str, Seq[int]]) -> Batch:
     """Examples by term and index as a batch; a branch that several of them use stands in it once."""
     where: dict[int, int] = {}
     terms = {}

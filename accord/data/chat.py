@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from accord.data.records import Message, Record, Response
 from accord.data.views import Branch, Counts
@@ -46,12 +47,24 @@ def tokenizer_key(tokenizer: Any) -> str:
     """Identity of a tokenizer, made from its vocabulary and rules: token ids carry it with them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    text = text[max(text.find('"added_tokens"'), 0) :]  # before it stand cutting and padding as they were last used
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 
 # A model without a template gets messages as the transcripts that base models have seen; strings stay as they are.
-PLAIN = {"system": "{}", "developer": "{}", "user": "\n\nHuman: {}", "assistant": "\n\nAssistant: {}", "tool": "\n\nTool: {}"}
-PLAIN_OPENING = "\n\nAssistant:"
+PLAIN = {"system": "", "developer": "", "user": "\n\nHuman: ", "assistant": "\n\nAssistant:", "tool": "\n\nTool: "}
+
+
+def words(message: Message) -> str:
+    """The text of a message; of content in parts, the parts that are text."""
+    if isinstance(message.content, list):
+        return "".join(str(part.get("text") or "") for part in message.content)
+    return message.content or ""
+
+
+def _after(context: str, text: str) -> str:
+    """An answer as it follows a transcript: with a space after `Assistant:`, unless it begins with white space."""
+    return " " + text if context.endswith(PLAIN["assistant"]) and text[:1] not in (" ", "\n") else text
 
 
 @dataclass
@@ -94,7 +107,7 @@ class Chat:
         """How prompts are rendered, in one line for the user."""
         if self.has_template:
             return "prompts are rendered with the model's chat template"
-        return "the model has no chat template: text prompts stay as they are, messages become Human/Assistant transcripts"
+        return "the model has no chat template: texts stay as they are, messages become Human/Assistant transcripts"
 
     # -- text ---------------------------------------------------------------------------------------------------------
 
@@ -107,12 +120,22 @@ class Chat:
                 tokenize=False,
                 add_generation_prompt=opening,
             )
-        return "".join(PLAIN[m.role].format(m.content or "") for m in messages) + (PLAIN_OPENING if opening else "")
+        turns = [PLAIN[m.role] + _after(PLAIN[m.role], words(m)) for m in messages]
+        return "".join(turns) + (PLAIN["assistant"] if opening else "")
 
-    def _context_text(self, record: Record, messages: Seq[Message]) -> str:
-        if isinstance(record.prompt, str) and not self.has_template and list(messages) == list(record.messages):
-            return record.prompt
-        return self.render(messages, record.tools, opening=True)
+    def _render(self, record: Record, messages: Seq[Message], *, opening: bool) -> str:
+        """The same for messages of a record; a text prompt stays as it is where there is no template."""
+        if not self.has_template and isinstance(record.prompt, str) and tuple(messages[:1]) == record.messages:
+            return record.prompt + self.render(messages[1:], opening=opening and len(messages) > 1)
+        try:
+            return self.render(messages, record.tools, opening=opening)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise RecordError(
+                f"the chat template refuses these turns ({', '.join(m.role for m in messages)}): {error}",
+                file=record.origin.file if record.origin else None,
+                line=record.origin.line if record.origin else None,
+                remedy="Mend the record, or give another chat_template",
+            ) from error
 
     def _end_of_turn(self) -> int | None:
         """The token that the template writes after an assistant's turn; else the tokenizer's end token."""
@@ -122,7 +145,9 @@ class Chat:
                 text = self.render(
                     [Message(role="user", content="a"), Message(role="assistant", content=marker)], opening=False
                 )
-            except Exception:  # a template may refuse this conversation; it is asked about real ones later
+            except TemplateSyntaxError as error:
+                raise ConfigError(f"chat_template, line {error.lineno}: {error.message}") from error
+            except (TemplateError, TypeError, ValueError):  # it refuses this one; it is asked about real ones later
                 return self.tokenizer.eos_token_id
             tail = self._ids(text[text.rfind(marker) + len(marker) :])
             special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
@@ -134,13 +159,14 @@ class Chat:
     # -- tokens -------------------------------------------------------------------------------------------------------
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _context_ids(self, text: str) -> list[int]:
         """Ids of a context; the beginning-of-text token stands once, whether template or tokenizer writes it."""
-        bos = self.tokenizer.bos_token_id
-        ids = self._ids(text) if self.has_template else self.tokenizer(text)["input_ids"]
-        eos = self.tokenizer.eos_token_id
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        ids = self._ids(text) if self.has_template else self.tokenizer(text, verbose=False)["input_ids"]
+        while bos is not None and ids[:2] == [bos, bos]:
+            ids = ids[1:]  # a text that brings its own
         if not self.has_template and ids and eos is not None and ids[-1] == eos and eos != bos:
             ids = ids[:-1]  # some tokenizers close every text; a prompt is not closed
         if not ids:
@@ -153,7 +179,7 @@ class Chat:
     def context_ids(self, record: Record) -> list[int]:
         """The prompt as the model sees it before it answers, at most `max_length` - 1 tokens."""
         messages = list(record.messages)
-        ids = self._context_ids(self._context_text(record, messages))
+        ids = self._context_ids(self._render(record, messages, opening=True))
         room = self.max_length - 1
         return ids if len(ids) <= room else self._cut_context(record, messages, ids, room)
 
@@ -167,31 +193,38 @@ class Chat:
         newline, behind = self._ids("\n"), self._ids("\n" + text)
         return behind[len(newline) :] if behind[: len(newline)] == newline else self._ids(text)
 
+    def _ended(self, ids: list[int], ended: bool) -> list[int]:
+        """Ids with one end token after them if the turn ended, and none if it did not, whatever the text brought."""
+        while ids and ids[-1] == self.end_id:
+            ids = ids[:-1]
+        return [*ids, self.end_id] if ended and self.end_id is not None else ids
+
     def _response(
         self, record: Record, messages: Seq[Message], response: Response, context: str, context_ids: list[int]
-    ) -> tuple[list[int], list[bool]]:
-        """Ids and mask of one response, uncut."""
+    ) -> tuple[list[int], list[bool]] | None:
+        """Ids and mask of one response, uncut; None if the template does not show its turns as one sequence."""
+        ended = response.finish != "length"
         if response.token_ids is not None and response.tokenizer == self.key:
             ids = list(response.token_ids)
-            if response.finish != "length" and self.end_id is not None and (not ids or ids[-1] not in self.stop_ids):
+            if ended and self.end_id is not None and (not ids or ids[-1] not in self.stop_ids):
                 ids.append(self.end_id)
             return ids, [True] * len(ids)
         if response.messages is not None and len(response.messages) > 1:
             return self._turns(record, messages, response, context, context_ids)
         turn = response.messages[0] if response.messages else Message(role="assistant", content=response.plain_text)
         ids = self._tail_ids(context, context_ids, self._spoken(record, messages, turn, context))
-        if response.finish != "length" and self.end_id is not None:
-            ids = [*ids, self.end_id]
+        ids = self._ended(ids, ended)
         return ids, [True] * len(ids)
 
     def _spoken(self, record: Record, messages: Seq[Message], turn: Message, context: str) -> str:
         """What stands between the context and the end of the turn: the words as the template shows them."""
-        text = str(turn.content or "")
+        text = words(turn)
         if not self.has_template:
-            return " " + text if context.endswith(PLAIN_OPENING) and not text.startswith((" ", "\n")) else text
-        whole = self.render([*messages, turn], record.tools, opening=False)
-        if not whole.startswith(context):
-            return text  # the template writes something else before an answer than before asking for one
+            return _after(context, text)
+        whole = self._render(record, [*messages, turn], opening=False)
+        if not whole.startswith(context):  # the template shows an answer otherwise than it asks for one
+            both = (n for n in range(len(text), 0, -1) if context.endswith(text[:n]) and text[:n].strip())
+            return text[next(both, 0) :]  # a block of thoughts that the context has opened is not opened again
         shown = whole[len(context) :]
         end = self.tokenizer.convert_ids_to_tokens(self.end_id) if self.end_id is not None else None
         if end and end in shown:
@@ -201,33 +234,27 @@ class Chat:
 
     def _turns(
         self, record: Record, messages: Seq[Message], response: Response, context: str, context_ids: list[int]
-    ) -> tuple[list[int], list[bool]]:
+    ) -> tuple[list[int], list[bool]] | None:
         """Several turns: assistant turns are trained with their end token, what stands between them is not."""
         ids: list[int] = []
         trained: list[bool] = []
         history, seen = list(messages), context
-        turns = list(response.messages or ())
-        last = max(i for i, turn in enumerate(turns) if turn.role == "assistant")
+        turns = response.messages or ()
+        last = _last(turns)
         for number, turn in enumerate(turns[: last + 1]):
             if turn.role == "assistant":
-                opened = self.render(history, record.tools, opening=True) if ids else context
+                opened = self._render(record, history, opening=True) if number else context
                 if not opened.startswith(seen):
-                    raise RecordError(
-                        "the template rewrites earlier turns, so this dialogue is not one sequence",
-                        file=record.origin.file if record.origin else None,
-                        line=record.origin.line if record.origin else None,
-                        remedy="give one record for each assistant turn",
-                    )
+                    return None
                 spoken = self._spoken(record, history, turn, opened)
                 if ids:
                     between = self._piece(opened[len(seen) :])
-                    if self.end_id is not None and between[:1] == [self.end_id]:
+                    if between[:1] == [self.end_id]:
                         between = between[1:]  # the end token of the turn before is trained with that turn
                     ids += between
                     trained += [False] * len(between)
                 own = self._piece(spoken) if ids else self._tail_ids(context, context_ids, spoken)
-                if self.end_id is not None and (number < last or response.finish != "length"):
-                    own = [*own, self.end_id]
+                own = self._ended(own, number < last or response.finish != "length")
                 ids += own
                 trained += [True] * len(own)
                 seen = opened + spoken
@@ -240,11 +267,18 @@ class Chat:
         Every branch must have the same `context`. What is cut or dropped is added to `counts`.
         """
         messages = list(branches[0].context or record.messages)
-        context = self._context_text(record, messages)
-        context_ids = self._context_ids(context)
-        made = [
-            self._response(record, messages, record.responses[b.response], context, context_ids) for b in branches
-        ]
+        responses = [record.responses[b.response] for b in branches]
+        found = self._under(record, messages, responses)
+        if found is None:  # a template that rewrites earlier turns shows the last turn alone as it will be asked for
+            before, responses = map(list, zip(*map(_parted, responses), strict=True))
+            if any(b != before[0] for b in before):
+                counts.add("dropped: the template rewrites earlier turns, and the responses differ in them", record)
+                return None
+            counts.add("trained on the last turn alone: the template rewrites earlier turns", record)
+            messages += before[0]
+            found = self._under(record, messages, responses)
+            assert found is not None
+        context_ids, made = found
         if any(not any(trained) for _, trained in made):
             counts.add("dropped: a response without a token to train", record)
             return None
@@ -263,6 +297,16 @@ class Chat:
             return None
         return [self._sequence(context_ids, ids[:left], trained[:left], cut=len(ids) > left) for ids, trained in made]
 
+    def _under(
+        self, record: Record, messages: Seq[Message], responses: Seq[Response]
+    ) -> tuple[list[int], list[tuple[list[int], list[bool]]]] | None:
+        """The ids of a context, and ids and mask of every response under it."""
+        context = self._render(record, messages, opening=True)
+        context_ids = self._context_ids(context)
+        made = [self._response(record, messages, r, context, context_ids) for r in responses]
+        whole = [m for m in made if m is not None]
+        return (context_ids, whole) if len(whole) == len(made) else None
+
     def _cut_context(self, record: Record, messages: list[Message], ids: list[int], room: int) -> list[int]:
         """Oldest turns first (a system message stays), then oldest tokens; the first token stays if it is a bos."""
         fixed = [m for m in messages[:1] if m.role in ("system", "developer")]
@@ -271,13 +315,27 @@ class Chat:
             turns = turns[1:]
             while len(turns) > 1 and turns[0].role != "user":
                 turns = turns[1:]
-            ids = self._context_ids(self._context_text(record, [*fixed, *turns]))
+            try:
+                ids = self._context_ids(self._render(record, [*fixed, *turns], opening=True))
+            except RecordError:  # a dialogue that the template refuses without its beginning
+                break
         if len(ids) > room:
             keep_bos = ids[0] == self.tokenizer.bos_token_id and room > 1
             ids = [ids[0], *ids[-(room - 1) :]] if keep_bos else ids[-room:]
         return ids
 
     def _sequence(self, context: list[int], ids: list[int], trained: list[bool], *, cut: bool = False) -> Sequence:
-        return Sequence(
-            np.asarray(context, np.int32), np.asarray(ids, np.int32), np.asarray(trained, bool), cut
-        )
+        return Sequence(np.asarray(context, np.int32), np.asarray(ids, np.int32), np.asarray(trained, bool), cut)
+
+
+def _last(turns: Seq[Message]) -> int:
+    """Place of the last assistant turn."""
+    return max(i for i, turn in enumerate(turns) if turn.role == "assistant")
+
+
+def _parted(response: Response) -> tuple[tuple[Message, ...], Response]:
+    """The turns before the last assistant turn, and a response of that turn alone."""
+    if response.messages is None:
+        return (), response
+    last = _last(response.messages)
+    return response.messages[:last], response.model_copy(update={"messages": response.messages[last : last + 1]})

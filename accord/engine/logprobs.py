@@ -84,7 +84,7 @@ class Scorer(nn.Module):
     @property
     def causal(self) -> Any:
         """The transformers model, inside PEFT's wrapper if there is one."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return base_model(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -121,7 +121,8 @@ class Scorer(nn.Module):
             if "hidden" in needs:
                 out["hidden"] = hidden.index_select(0, row.ends).float()
             for name, head in self.heads.items():
-                place = row.predictor if head.at == "tokens" else getattr(row, head.at)
+                where = str(head.at)
+                place = row.predictor if where == "tokens" else getattr(row, where)
                 out[f"head:{name}"] = head(hidden.index_select(0, place))
         return out
 
@@ -153,6 +154,11 @@ class Scorer(nn.Module):
         if not entropy:
             return (logp,)
         return logp, total - (logits.softmax(-1) * logits).sum(-1)
+
+
+def base_model(module: Any) -> Any:
+    """The transformers model inside PEFT's wrapper, or the module itself."""
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
 
 
 def finish_logits(logits: Tensor, config: Any) -> Tensor:

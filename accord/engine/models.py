@@ -23,7 +23,7 @@ from torch import nn
 from accord.data.batches import LayoutName, Micro, pack
 from accord.data.chat import Sequence
 from accord.engine import attention
-from accord.engine.logprobs import Row, Scorer, no_dropout
+from accord.engine.logprobs import Row, Scorer, base_model, no_dropout
 from accord.errors import AccordError, ConfigError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -154,8 +154,7 @@ def load(
         module = _with_lora(module, lora)
     from accord.engine import heads as heads_
 
-    causal = module.get_base_model() if hasattr(module, "get_base_model") else module
-    built = heads_.build(heads, causal.config.get_text_config().hidden_size).to(where)
+    built = heads_.build(heads, base_model(module).config.get_text_config().hidden_size).to(where)
     if folder is not None and heads and (folder / "heads.safetensors").exists():
         from safetensors.torch import load_file
 
@@ -214,7 +213,7 @@ def _with_lora(module: nn.Module, lora: LoraOptions) -> nn.Module:
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft divides it; a float is fine
         lora_dropout=lora.dropout,
         target_modules=targets,
         task_type="CAUSAL_LM",

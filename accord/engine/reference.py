@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence as Seq
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ class Reference:
         dtype: compute dtype; part of a cache entry's identity.
         folder: root of the cache, or None for memory only.
         mode: `cached` (computed ahead of the steps that need them) or `live` (computed within each step).
-        wait: called between writing and reading when several processes share the cache.
+        gather: gives what every process passes to it, in order of rank.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Reference:
     mode: Literal["cached", "live"] = "cached"
     rank: int = 0
     world: int = 1
-    wait: Callable[[], None] = lambda: None
+    gather: Callable[[Any], list[Any]] = lambda thing: [thing]
     _known: dict[bytes, np.ndarray] = field(default_factory=dict)
     computed: int = 0
 
@@ -98,7 +98,8 @@ class Reference:
             return 0
         self._read()
         unique = {s.key: s for s in sequences}
-        missing = sorted((k for k in unique if k not in self._known), key=lambda k: (len(unique[k].ids), k))
+        unknown = self.gather({k for k in unique if k not in self._known})  # the cache may grow while processes read it
+        missing = sorted(set().union(*unknown), key=lambda k: (len(unique[k].ids), k))
         if not missing:
             return 0
         shards: list[list[bytes]] = [[]]
@@ -121,7 +122,7 @@ class Reference:
                 done += len(shard)
                 progress(done, len(missing))
         if self.world > 1:
-            self.wait()
+            self.gather(None)
             self._read(again=True)
         self.computed += len(missing)
         return len(missing)

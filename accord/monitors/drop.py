@@ -19,7 +19,7 @@ class Drop:
     """
 
     name = "drop"
-    needs = ("rewards/chosen", "rewards/margins")
+    needs: tuple[str, ...] = ("rewards/chosen", "rewards/margins")
 
     def __init__(self, window: int = 10, threshold: float = 0.5) -> None:
         self.window, self.threshold = window, threshold

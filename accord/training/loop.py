@@ -98,19 +98,19 @@ class Loop:
         self.timing = JsonLines(folder / "timing.jsonl")
         self.verdicts = JsonLines(folder / "verdicts.jsonl")
         self.seen: list[tuple[int, Example]] = []
+        self.evaluated: set[int] = set()  # steps whose evaluation stands in metrics.jsonl
 
     def run(self, progress: Progress) -> Finished:
         """Trains; returns why it ended. On SIGINT or SIGTERM the step is finished and saved first."""
-        self._cut(progress.step)
-        last: dict[str, float] = {}
+        last, stopped = self._cut(progress.step)
         evaluation: dict[str, float] = {}
-        reason = "done"
+        reason = "verdict" if stopped else "early stop" if self._impatient(progress) else "done"
         began, tokens = time.monotonic(), 0
         first = progress.step
         if first == 0 and self.held_out:
             self.evaluate(0)
         with _signals() as stop:
-            while progress.step < self.options.max_steps:
+            while reason == "done" and progress.step < self.options.max_steps:
                 number = progress.step
                 start = time.monotonic()
                 factor = rate_factor(number, self.options)
@@ -143,12 +143,10 @@ class Loop:
                     self.checkpoints.save(self.step, progress)
                 elif progress.step % self.options.examples_steps == 0:
                     self.flush()
-                if reason != "done":
-                    break
         self.flush()
         held: list[Example] = []
         if self.held_out and reason != "interrupted":
-            evaluation, held = self.evaluate(progress.step, write=not self._due(self.options.eval_steps, progress.step))
+            evaluation, held = self.evaluate(progress.step)
         return Finished(reason, progress, last, evaluation, held)
 
     def epoch(self, step: int) -> float:
@@ -166,8 +164,9 @@ class Loop:
             add_metrics(total, metrics | {"loss": (loss * size, size)})
             examples += shown
         values = {f"eval_{k}": v for k, v in reduced(total).items()}
-        if write and self.processes.first:
+        if write and self.processes.first and step not in self.evaluated:
             self.metrics.append([{"step": step, **values}])
+            self.evaluated.add(step)
         return values, examples
 
     def flush(self) -> None:
@@ -179,7 +178,8 @@ class Loop:
             first, last = rows[0][0], rows[-1][0]
             write_examples(self.folder / "examples" / f"steps-{first:07d}-{last:07d}.parquet", rows)
 
-    def _cut(self, step: int) -> None:
+    def _cut(self, step: int) -> tuple[dict[str, float], bool]:
+        """Cuts what was written back to `step`; the last metrics that remain, and whether a verdict had ended the run."""
         if self.processes.first:
             for sink in (self.metrics, self.timing, self.verdicts):
                 sink.cut(step)
@@ -187,10 +187,16 @@ class Loop:
                 if int(file.stem.split("-")[1]) > step:
                     file.unlink()
         self.processes.wait()
-        for row in self.metrics.read():  # monitors remember what they saw before a resume
-            if "grad_norm" in row:
-                for monitor in self.monitors:
-                    monitor.see(row["step"], row)
+        last: dict[str, float] = {}
+        stopped = False
+        for row in self.metrics.read():
+            if "grad_norm" not in row:
+                self.evaluated.add(row["step"])
+                continue
+            last = {k: v for k, v in row.items() if k not in ("step", "epoch")}
+            for monitor in self.monitors:  # they remember what they saw before a resume
+                stopped |= monitor.see(row["step"], row) is not None and self.options.on_verdict == "stop"
+        return last, stopped
 
     def _monitor(self, step: int, metrics: dict[str, float]) -> bool:
         stops = False
@@ -216,6 +222,9 @@ class Loop:
             progress.best_step, progress.best_value, progress.evals_since_best = progress.step, value, 0
         else:
             progress.evals_since_best += 1
+        return self._impatient(progress)
+
+    def _impatient(self, progress: Progress) -> bool:
         return self.options.patience is not None and progress.evals_since_best >= self.options.patience
 
     @staticmethod

@@ -258,12 +258,11 @@ def train(
 
     # training -------------------------------------------------------------------------------------------------------
     progress = Progress()
-    start_values: dict[str, float] = {}
     if stored:
         progress = checkpoints.load(step, stored[-1])
         say(f"going on from step {progress.step}")
     elif ref is not None:
-        start_values = check_start(step, plan_of_batches.batch(0), ref, policy)
+        progress.start = check_start(step, plan_of_batches.batch(0), ref, policy)
     loop = Loop(
         step, plan_of_batches,
         LoopOptions(
@@ -279,7 +278,7 @@ def train(
         checkpoints.load(step, int(finished.progress.best_step or 0))
         finished.evaluation, finished.held = loop.evaluate(finished.progress.step, write=False)
         say(f"model/ holds the best weights, of step {finished.progress.best_step}")
-    summary = summarise(finished, start_values, terms, corpus, ref, time.monotonic() - began)
+    summary = summarise(finished, terms, corpus, ref, time.monotonic() - began)
     if finished.reason == "interrupted":
         say(f"stopped at step {finished.progress.step} and saved; run the same command again to go on")
     state = parallel.whole_state(scorer)
@@ -394,12 +393,16 @@ def held_batches(terms: dict[str, Term], records: list[Record], chat: Chat, size
     batches = []
     count = max((math.ceil(len(v) / size) for v in corpus.items.values()), default=0)
     for b in range(count):
-        chosen = {n: range(*slice(b, None, count).indices(len(v))) for n, v in corpus.items.items()}
-        chosen = {n: list(i) for n, i in chosen.items() if len(i)}
-        chosen = {n: i for n, i in chosen.items() if not terms[n].scores_batch_first or len(i) > 1}
+        chosen = {n: list(range(b, len(v), count)) for n, v in corpus.items.items() if b < len(v)}
+        chosen = {n: i for n, i in chosen.items() if "mismatched" not in terms[n].needs or _several_prompts(corpus, n, i)}
         if chosen:
             batches.append(gather(corpus, chosen))
     return batches
+
+
+def _several_prompts(corpus: Corpus, name: str, indices: list[int]) -> bool:
+    """Whether an objective finds other prompts' responses among these examples."""
+    return len({corpus.sequences[p].context.tobytes() for i in indices for p in corpus.items[name][i].places}) > 1
 
 
 def replace_sources(terms: dict[str, Term]) -> dict[str, Term]:
@@ -614,7 +617,7 @@ def reference_of(
         opened = copied
     key = policy.key if start else models.content_key(models.resolve(asked))
     return Reference(
-        name, key, opened, policy.scorer.compute, folder, mode, processes.rank, processes.world, processes.wait  # type: ignore[arg-type]
+        name, key, opened, policy.scorer.compute, folder, mode, processes.rank, processes.world, processes.gather  # type: ignore[arg-type]
     )
 
 
@@ -702,7 +705,7 @@ def _plain(value: Any) -> Any:
 
 
 def summarise(
-    finished: Finished, start: dict[str, float], terms: dict[str, Term], corpus: Corpus, ref: Reference | None, seconds: float
+    finished: Finished, terms: dict[str, Term], corpus: Corpus, ref: Reference | None, seconds: float
 ) -> dict[str, Any]:
     """summary.json: how it ended, the last and held-out numbers, accuracy with its interval and its baseline."""
     summary: dict[str, Any] = {
@@ -711,7 +714,7 @@ def summarise(
         "best_step": finished.progress.best_step,
         "examples": {name: len(items) for name, items in corpus.items.items()},
         "reference": None if ref is None else {"name": ref.name, "key": ref.key, "mode": ref.mode},
-        "start": start,
+        "start": finished.progress.start,
         "train": finished.last,
         "held_out": finished.evaluation,
         "seconds": round(seconds, 1),

@@ -24,13 +24,15 @@ WRITING = ".writing-"
 
 @dataclass
 class Progress:
-    """Where a run stands. step: updates done. best_*: of the evaluation metric. evals_since_best: for early stopping."""
+    """Where a run stands. step: updates done. best_*: of the evaluation metric. evals_since_best: for early stopping.
+    start: what was measured before the first update."""
 
     step: int = 0
     best_step: int | None = None
     best_value: float | None = None
     evals_since_best: int = 0
     objective_state: dict[str, Any] = field(default_factory=dict)
+    start: dict[str, float] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -73,7 +75,8 @@ class Checkpoints:
             replace_folder(half, target)
             for old in self.steps()[: -self.keep]:
                 if old != progress.best_step:
-                    shutil.rmtree(self.path(old), ignore_errors=True)
+                    gone = self.path(old).rename(self.folder / f"{WRITING}{old}")  # absent at once, not half
+                    shutil.rmtree(gone, ignore_errors=True)
 
         parallel.on_first(self.processes, finish)
 

@@ -170,6 +170,8 @@ class Step:
         """Gradients of each set of cotangents, metrics and examples; gradients are left in `.grad` for one set."""
         metrics: Metrics = {}
         examples: list[Example] = []
+        for p in self.parameters:  # a step that was given up may have left some
+            p.grad = None
         sets = self._set_names(collected.batch)
         stash: list[list[Tensor | None]] = [[None] * len(self.parameters) for _ in sets]
         whole: list[dict[str, Tensor]] | None = None
@@ -295,9 +297,11 @@ class Step:
 
     def evaluate(self, batch: Batch, number: int = 0) -> tuple[Metrics, list[Example]]:
         """Metrics and examples of a batch, without gradient or update; objective state stays as it is."""
-        state = copy.deepcopy(self.objective_state)
-        collected = self.collect(batch, number)
-        self.objective_state = state
+        state, self.objective_state = self.objective_state, copy.deepcopy(self.objective_state)
+        try:
+            collected = self.collect(batch, number)
+        finally:
+            self.objective_state = state
         leaves = collected.leaves or self._score_all(collected)
         with no_dropout(self.scorer):
             _, (metrics, examples) = self.cotangents(collected, leaves, collected.batch.terms, [])

@@ -1,0 +1,68 @@
+"""Sampling in process: fixed composition, fixed seeds, ids that training can use as they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from accord.data.chat import Chat
+from accord.data.records import Record
+from accord.data.views import Branch, Counts
+from accord.engine import models
+from accord.engine.logprobs import Row
+from accord.errors import ConfigError
+from accord.sampling.local import answer
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def policy(model_folder):
+    return models.load(model_folder, device="cpu", precision="fp32")
+
+
+def ask(policy, **options):
+    chat = Chat(policy.tokenizer)
+    prompts = [Record(prompt=p) for p in ("hello", "tell me about the fox", "how are you today?")]
+    return chat, prompts, answer(policy, chat, prompts, samples=2, max_new_tokens=9, **options)
+
+
+def test_the_same_seed_gives_the_same_answers_and_another_one_others(policy):
+    texts = [[[r.token_ids for r in a] for a in ask(policy, seed=s)[2]] for s in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_greedy_answers_are_alike(policy):
+    for first, second in ask(policy, temperature=0)[2]:
+        assert first.token_ids == second.token_ids
+
+
+def test_sampled_ids_are_trained_as_they_are_and_their_log_probs_are_the_models(policy):
+    chat, prompts, answers = ask(policy, seed=3)
+    for prompt, several in zip(prompts, answers, strict=True):
+        record = Record(prompt=prompt.prompt, responses=tuple(several))
+        encoded = chat.encode(record, [Branch(0, i) for i in range(len(several))], Counts())
+        for response, sequence in zip(several, encoded, strict=True):
+            assert tuple(sequence.ids) == response.token_ids
+            assert response.finish == ("stop" if response.token_ids[-1] in chat.stop_ids else "length")
+            from accord.data.batches import pack
+
+            with torch.no_grad():
+                logp = policy.scorer(Row.of(pack([sequence], [0], "shared"), "cpu"))["logp"]
+            assert torch.allclose(logp, torch.tensor(response.sampling_logprobs), atol=1e-4)
+
+
+def test_sampling_leaves_the_model_as_it_was(policy):
+    before = models.state_key(policy.model)
+    policy.scorer.compute = torch.bfloat16
+    try:
+        ask(policy, seed=4)
+    finally:
+        policy.scorer.compute = torch.float32
+    assert models.state_key(policy.model) == before
+    assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
+
+
+def test_impossible_settings_are_refused(policy):
+    with pytest.raises(ConfigError, match="temperature"):
+        ask(policy, temperature=-1.0)
