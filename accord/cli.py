@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
-import textwrap
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
+from typer.core import TyperCommand
 
 from accord import config
 from accord.errors import AccordError, ConfigError
@@ -27,33 +29,48 @@ ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def _settings_help() -> str:
-    lines = ["Align a model: `accord train CONFIG.yaml [key=value ...]`, or everything as options.", "", "\b", "Settings:"]
-    for s in config.settings().values():
-        if s.name in config.PYTHON_ONLY:
-            continue
-        default = "required" if s.required else json.dumps(s.default)
-        head = f"  --{s.name.replace('_', '-')} ({default})"
-        lines += [head, *textwrap.wrap(s.help, 96, initial_indent=" " * 6, subsequent_indent=" " * 6)]
-    return "\n".join([*lines, "", "Objective options (--beta 0.2): see `accord objectives NAME`."])
+class _Train(TyperCommand):
+    """Its options are the settings of a run: read from where they are declared, when help is asked for."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Settings"):
+            formatter.write_dl([_setting(s) for s in config.settings().values() if s.name not in config.PYTHON_ONLY])
+        with formatter.section("Options of the objective"):
+            formatter.write_text("--beta 0.2 and such: see `accord objectives NAME`.")
+        super().format_options(ctx, formatter)
 
 
-@app.command(context_settings=ANYTHING, help=_settings_help() if "train" in sys.argv else "Align a model.")
+def _setting(s: config.Setting) -> tuple[str, str]:
+    default = "required" if s.required else "" if s.default in (None, False) else f"default {s.default}"
+    form = "" if s.form == "bool" else s.form
+    return f"--{s.name.replace('_', '-')} {form}".strip(), s.help + (f" [{default}]" if default else "")
+
+
+@app.command(
+    cls=_Train,
+    context_settings={**ANYTHING, "max_content_width": 100},
+    options_metavar="[CONFIG.yaml] [--KEY VALUE | KEY=VALUE ...]",
+)
 def train(context: typer.Context) -> None:
+    """Align a model, by a file of settings, by options, or by both.
+
+    `view.threshold=7` sets a key within a setting, and --data may be given several times. The config.yaml of a finished
+    run repeats it into the next free folder.
+    """
     words = list(context.args)
     values: dict[str, Any] = {}
     if words and not words[0].startswith("--") and "=" not in words[0]:
         path = Path(words.pop(0))
         values = config.read(path)
         given = config.parse(words)
-        if "output" not in given and _is_own_config(path, values):
+        if "output" not in given and not given.get("overwrite") and _is_own_config(path, values):
             given["output"] = _next_to(path.parent)
+            if not (given.get("quiet") or int(os.environ.get("RANK", "0"))):
+                typer.echo(f"{path.parent} is finished; it is repeated in {given['output']}")
     else:
         given = config.parse(words)
     checked = config.check(_merged(values, given))
-    if "model" not in checked or "data" not in checked:
-        missing = "model" if "model" not in checked else "data"
-        raise ConfigError(f"{missing} is missing: {config.settings()[missing].help}")
+    _quiet_libraries()
     from accord.training import parallel
     from accord.training.run import train as run
 
@@ -79,10 +96,27 @@ def _is_own_config(path: Path, values: dict[str, Any]) -> bool:
 
 
 def _next_to(folder: Path) -> str:
-    number = 2
-    while folder.with_name(f"{folder.name}-{number}").exists():
+    """The next free folder of that name: after runs/dpo-1 comes runs/dpo-2."""
+    stem, _, last = folder.name.rpartition("-")
+    if not (stem and last.isdigit()):
+        stem, last = folder.name, "1"
+    number = int(last) + 1
+    while folder.with_name(f"{stem}-{number}").exists():
         number += 1
-    return str(folder.with_name(f"{folder.name}-{number}"))
+    return str(folder.with_name(f"{stem}-{number}"))
+
+
+def _quiet_libraries() -> None:
+    """Bars and warnings that a user cannot act on; downloads keep their bars."""
+    import warnings
+
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    enable_progress_bars()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
 
 
 @app.command(help="List the objectives, or print one: equation, options, source.")
@@ -121,14 +155,15 @@ def sample(
     model: Annotated[str, typer.Option(help="A run, folder, hub name or smollm2.")],
     prompts: Annotated[str, typer.Option(help="A file of records, prompts, or one prompt a line (.txt).")],
     output: Annotated[Optional[Path], typer.Option(help="Write records here, not to the screen.")] = None,  # noqa: UP045
-    samples: int = 1,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    max_prompts: Optional[int] = None,  # noqa: UP045
-    device: str = "auto",
-    precision: str = "auto",
+    samples: Annotated[int, typer.Option(help="Answers to a prompt.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(help="An answer is cut off here.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this share.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
+    max_prompts: Annotated[Optional[int], typer.Option(help="Only the first so many.")] = None,  # noqa: UP045
+    max_length: Annotated[int, typer.Option(help="Longest prompt in tokens; the oldest turns are cut.")] = 4096,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     from accord.data import sources
@@ -139,29 +174,33 @@ def sample(
     from accord.training.watch import Console, Quiet
 
     if prompts.endswith(".txt"):
-        if not Path(prompts).exists():
-            raise AccordError(f"{prompts}: there is no such file")
-        lines = [line for line in Path(prompts).read_text(encoding="utf-8").splitlines() if line.strip()]
-        asked = [Record(prompt=line, source=Path(prompts).stem) for line in lines]
+        try:
+            lines = Path(prompts).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise AccordError(f"{prompts}: {getattr(error, 'strerror', None) or error}") from None
+        asked = [Record(prompt=line, source=Path(prompts).stem) for line in lines if line.strip()]
     else:
         asked = sources.load(prompts).records
     asked = asked[:max_prompts]
     if not asked:
         raise AccordError(f"{prompts} holds no prompt")
+    _quiet_libraries()
     policy = models.load(model, device=device, precision=precision)  # type: ignore[arg-type]
-    chat = Chat(policy.tokenizer, max_length=4096)
+    chat = Chat(policy.tokenizer, max_length=max_length)
     with (Quiet() if as_json else Console()).task("sampling") as advance:
         answers = answer(
             policy, chat, asked, samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
             seed=seed, progress=advance,
         )  # fmt: skip
     made = [
-        Record(prompt=r.prompt, tools=r.tools, responses=tuple(a), source=r.source) for r, a in zip(asked, answers, strict=True)
+        Record(prompt=r.prompt, tools=r.tools, responses=tuple(a), source=r.source)
+        for r, a in zip(asked, answers, strict=True)
     ]
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         models.write_whole(output, "".join(r.to_json() + "\n" for r in made))
-        typer.echo(f"{len(made)} prompts, {sum(len(r.responses) for r in made)} answers: {output}")
+        told = {"prompts": len(made), "answers": sum(len(r.responses) for r in made), "output": str(output)}
+        typer.echo(json.dumps(told) if as_json else "{prompts:,} prompts, {answers:,} answers: {output}".format(**told))
     elif as_json:
         for r in made:
             typer.echo(r.to_json())
@@ -181,7 +220,9 @@ def data_check(
 ) -> None:
     from accord.data import checks
 
-    story = checks.check(file, columns=dict(p.split("=", 1) for p in columns.split(",")) if columns else None)
+    if columns and not re.fullmatch(r"[^=,]+=[^=,]+(,[^=,]+=[^=,]+)*", columns):
+        raise ConfigError(f"--columns {columns}: write it as prompt=question,chosen=good")
+    story = checks.check(file, columns=dict(p.split("=") for p in columns.split(",")) if columns else None)
     if as_json:
         typer.echo(json.dumps(story.as_dict(), indent=2, ensure_ascii=False))
     else:
@@ -195,7 +236,7 @@ def data_show(
     file: str,
     model: Annotated[str, typer.Option(help="Whose tokenizer and template.")],
     records: Annotated[int, typer.Option(help="How many.")] = 3,
-    max_length: int = 1024,
+    max_length: Annotated[int, typer.Option(help="Longest sequence in tokens, as in training.")] = 1024,
 ) -> None:
     from rich.console import Console as Terminal
 
@@ -203,38 +244,42 @@ def data_show(
     from accord.data.chat import Chat
     from accord.engine import models
 
+    found = sources.load(file).records[:records]
+    _quiet_libraries()
     chat = Chat(models.load_tokenizer(model), max_length=max_length)
     out = Terminal(highlight=False, soft_wrap=True)
     out.print(chat.told)
     out.print("[dim]context[/dim]  [bold green]trained[/bold green]  [yellow]seen, not trained[/yellow]")
-    for record in sources.load(file).records[:records]:
-        for text in checks.shown(record, chat):
+    for record in found:
+        for text in ("", *checks.shown(record, chat)):
             out.print(text)
 
 
 @app.command(help="First success: align SmolLM2-135M-Instruct with the bundled slogans and show before and after.")
 def quickstart(
-    output: str = "runs/quickstart",
-    seed: int = 0,
-    precision: str = "auto",
+    output: Annotated[str, typer.Option(help="The run folder.")] = "runs/quickstart",
+    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier quickstart.")] = True,
 ) -> None:
+    _quiet_libraries()
     from accord.quickstart import quickstart as run
 
     run(output=output, seed=seed, precision=precision, overwrite=overwrite)
 
 
-@app.command(help="Write report.html of a run again from its folder.")
-def report(run: Path) -> None:
+@app.command(help="Write report.html of runs again from their folders.")
+def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")]) -> None:
     from accord.report.render import write_report
 
-    typer.echo(write_report(run))
+    for run in runs:
+        typer.echo(write_report(run))
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """The command `accord`: mistakes of the user are one sentence and exit status 2."""
     try:
-        app()
+        app(words)
     except AccordError as error:
         typer.echo(f"accord: {error}", err=True)
         sys.exit(2)

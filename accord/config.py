@@ -27,6 +27,23 @@ TRANSLATED = ("per_device_train_batch_size", "gradient_accumulation_steps")
 PYTHON_ONLY = ("tokenizer",)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: 1e-6 is a number, and a key that is set twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is set twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
 @dataclass(frozen=True)
 class Setting:
     """One keyword of `train`."""
@@ -36,6 +53,13 @@ class Setting:
     default: Any
     required: bool
     help: str
+
+    @property
+    def form(self) -> str:
+        """What may be written, for help: `cosine|linear|constant`, `int|auto`."""
+        text = re.sub(r"Literal\[(.*?)\]", lambda m: m[1].replace("'", "").replace(", ", "|"), self.annotation)
+        text = re.sub(r"dict\[.*?\]", "{...}", text).removesuffix(" | None").replace(" | ", "|")
+        return "" if text == "Any" else text
 
 
 @functools.cache
@@ -78,40 +102,37 @@ def _model() -> type:
     for s in settings().values():
         kind = eval(s.annotation, {"__builtins__": {}}, names)  # our own signature's annotations
         fields[s.name] = (kind, ... if s.required else s.default)
-    return create_model("Config", __config__=ConfigDict(extra="allow", arbitrary_types_allowed=True), **fields)
+    return create_model("Config", __config__=ConfigDict(extra="allow", coerce_numbers_to_str=True), **fields)
 
 
 def check(given: dict[str, Any]) -> dict[str, Any]:
-    """The settings with their types checked ("1e-6" is a number); unknown ones are refused with the nearest right name.
+    """The settings with their types checked; unknown ones are refused with the nearest right name.
 
     Raises:
         ConfigError: names the setting, what is wrong, and what it could be.
     """
-    known = set(settings()) | set(TRANSLATED) | {o for r in table.rows().values() for o in r.options}
-    given = {k.replace("-", "_"): v for k, v in given.items()}
-    for key in given:
+    known = (set(settings()) | set(TRANSLATED) | {o for r in table.rows().values() for o in r.options}) - set(
+        PYTHON_ONLY
+    )
+    given = {str(k).replace("-", "_"): v for k, v in given.items()}
+    for key, value in given.items():
         if key not in known:
-            raise ConfigError(f"{key!r} is no setting; {nearest(key, known)}")
+            close = nearest(key, known)
+            known_at = "see `accord train --help` and `accord objectives NAME`"
+            raise ConfigError(f"{key!r} is no setting; {close if close.startswith('did') else known_at}")
+        if key in settings() and (
+            value == "" or (isinstance(value, bool) and "bool" not in settings()[key].annotation)
+        ):
+            raise ConfigError(f"{key} needs a value: {settings()[key].help}")
     try:
         checked = _model().model_validate(given)  # type: ignore[attr-defined]
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        if first["type"] == "missing":
+        name = str(error.errors()[0]["loc"][0])
+        if error.errors()[0]["type"] == "missing":
             raise ConfigError(f"{name} is missing: {settings()[name].help}") from None
-        raise ConfigError(f"{name}={given.get(name)!r}: {first['msg'][0].lower() + first['msg'][1:]}") from None
-    values = checked.model_dump(include=set(given))
-    return {k: _number(v) if k not in settings() else v for k, v in values.items()}
-
-
-def _number(value: Any) -> Any:
-    """YAML reads 1e-6 as text; an option that looks like a number is one."""
-    if isinstance(value, str):
-        try:
-            return float(value) if not value.lstrip("+-").isdigit() else int(value)
-        except ValueError:
-            return value
-    return value
+        why = [e["msg"][0].lower() + e["msg"][1:] for e in error.errors() if e["loc"][0] == name]
+        raise ConfigError(f"{name}={given.get(name)!r}: {', or '.join(why)}") from None
+    return checked.model_dump(include=set(given))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -122,15 +143,27 @@ def read(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise ConfigError(f"{path}: there is no such file")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name the file, like {path / 'config.yaml'}")
     try:
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: not YAML ({getattr(error, 'problem', error)})") from None
+        held = _yaml(path.read_text(encoding="utf-8"))
+    except yaml.constructor.ConstructorError as error:
+        raise ConfigError(f"{path}, line {_line(error)}: {error.problem}") from None
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(f"{path}, line {_line(error)}: not YAML ({error.problem})") from None
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML ({error})") from None
     if not isinstance(held, dict):
         raise ConfigError(f"{path}: a map of settings is expected, like `model: smollm2`")
     return held
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # _Loader is a SafeLoader
+
+
+def _line(error: yaml.MarkedYAMLError) -> int | str:
+    return error.problem_mark.line + 1 if error.problem_mark else "?"
 
 
 def parse(words: list[str]) -> dict[str, Any]:
@@ -156,15 +189,17 @@ def parse(words: list[str]) -> dict[str, Any]:
             else:
                 value = "true"
         try:
-            parsed = _number(yaml.safe_load(value)) if value != "" else ""
+            parsed = _yaml(value) if value != "" else ""
         except yaml.YAMLError:
             parsed = value
         head, *rest = key.replace("-", "_").split(".")
         if head == "data" and not rest:
             several.setdefault(head, []).append(parsed)
             continue
-        if rest:
-            found.setdefault(head, {})[".".join(rest)] = parsed
-        else:
-            found[head] = parsed
+        new, old = {".".join(rest): parsed} if rest else parsed, found.get(head)
+        if head in found and isinstance(new, dict) != isinstance(old, dict):
+            if True not in (new, old):  # --lora --lora.rank 8 is one wish
+                raise ConfigError(f"{head}={old} and {key}={value} contradict each other; keep one of them")
+            new = new if isinstance(new, dict) else old
+        found[head] = {**old, **new} if isinstance(new, dict) and isinstance(old, dict) else new
     return found | {k: v[0] if len(v) == 1 else v for k, v in several.items()}

@@ -27,7 +27,7 @@ model, file, steps = (*sys.argv[1:], *["smollm2", "", "10"][len(sys.argv) - 1 :]
 better = accord.Judgement(kind="preference", pair=(0, 1), value=1)
 toy = [accord.Record(prompt=p, responses=[{"text": w}, {"text": l}], judgements=[better]) for p, w, l in TOY]
 records = sources.load(file).records if file else toy
-policy = accord.load(model)
+policy = accord.load(model, precision="fp32")  # an update of 1e-6 is smaller than a step of bf16
 scorer, chat, counts, sequences = policy.scorer, Chat(policy.tokenizer), Counts(), []
 for pair in view(records, "Pairs")[:32]:
     sequences += chat.encode(records[pair.record], [pair.branches["chosen"], pair.branches["rejected"]], counts) or []

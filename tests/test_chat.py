@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from accord.data.chat import Chat, Sequence, tokenizer_key
 from accord.data.records import Message, Origin, Record, Response
@@ -146,7 +147,7 @@ def test_the_end_token_is_trained_exactly_when_the_response_ended(style, finish,
 def test_an_end_token_that_the_text_brings_is_not_doubled(style, finish):
     chat = Chat(styled(style))
     end = STYLES[style][1]
-    sequence = one(chat, asked("hi", Response(text="the lazy dog" + end, finish=finish)))
+    sequence = one(chat, asked("hi", Response(text="the lazy dog" + end + "<|endoftext|>", finish=finish)))
     assert trained(chat, sequence).strip() == "the lazy dog" + (end if finish == "stop" else "")
 
 
@@ -180,7 +181,8 @@ def test_a_block_of_thoughts_that_the_context_opens_is_not_opened_again():
 
 
 def test_a_template_that_shows_the_block_it_opens_closes_it():
-    template = OPENS.replace("{{ m['content'] }}", "{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}" + "{{ m['content'] }}")  # fmt: skip
+    block = "{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    template = OPENS.replace("{{ m['content'] }}", block + "{{ m['content'] }}")
     chat = Chat(make_tokenizer(template))
     assert trained(chat, one(chat, asked("hi", "hello"))) == "\n</think>\n\nhello<|im_end|>"
 
@@ -249,7 +251,9 @@ def test_without_bos_eos_pad_nothing_is_made_up():
     assert counts["dropped: a response without a token to train"] == 1
 
 
-@pytest.mark.parametrize("prompt", ["hi", [Message(role="system", content="be brief"), Message(role="user", content="hi")]])
+@pytest.mark.parametrize(
+    "prompt", ["hi", [Message(role="system", content="be brief"), Message(role="user", content="hi")]]
+)
 def test_without_a_template_turns_are_a_transcript(prompt):
     chat = Chat(make_tokenizer(None))
     turns = [("assistant", "hello"), ("user", "who?"), ("assistant", "\nme"), ("user", "so"), ("assistant", " yes ")]
@@ -375,8 +379,9 @@ def test_content_in_parts_is_its_text():
 
 def test_token_ids_of_the_same_tokenizer_are_used_as_they_are():
     chat = Chat(styled("chatml"))
-    ids = chat.tokenizer("h", add_special_tokens=False)["input_ids"] * 3  # no tokenizer splits it so
-    assert chat.tokenizer("hhh", add_special_tokens=False)["input_ids"] == ids or True
+    usual = chat.tokenizer("hello", add_special_tokens=False)["input_ids"]
+    ids = chat.tokenizer.convert_tokens_to_ids(list("hello"))
+    assert ids != usual
     eos = chat.tokenizer.eos_token_id
 
     def made(ids, finish, key=chat.key):
@@ -386,7 +391,7 @@ def test_token_ids_of_the_same_tokenizer_are_used_as_they_are():
     assert made(ids, "stop") == [*ids, chat.end_id]
     assert made([*ids, chat.end_id], "stop") == [*ids, chat.end_id]
     assert made([*ids, eos], "stop") == [*ids, eos]  # it stopped by the other end token
-    assert made(ids, "length", "another") == chat.tokenizer("hello", add_special_tokens=False)["input_ids"]
+    assert made(ids, "length", "another") == usual
 
 
 def test_the_tokenizers_key_is_its_vocabulary_and_rules_and_not_how_it_was_last_used():
@@ -406,7 +411,7 @@ def long_record() -> Record:
     for i in range(6):
         turns += [Message(role="user", content=f"question {i}"), Message(role="assistant", content=f"answer {i}")]
     turns.append(Message(role="user", content="the last"))
-    return Record(prompt=tuple(turns), responses=(Response(text="short"), Response(text="the lazy dog " * 4)))
+    return Record(prompt=tuple(turns), responses=(Response(text="short"), Response(text="the lazy dog" * 4)))
 
 
 @pytest.mark.parametrize("style", ["chatml", "llama3"])
@@ -421,7 +426,7 @@ def test_the_oldest_turns_are_cut_first_and_alike_for_all_responses(style):
     assert "the last" in seen
     assert "question 0" not in seen
     assert seen.index("be brief") < seen.index("user")  # what follows the system message is a user's turn
-    assert [trained(chat, s) for s in made] == ["short" + end, "the lazy dog " * 4 + end] or style == "llama3"
+    assert [trained(chat, s) for s in made] == ["short" + end, "the lazy dog" * 4 + end]
     assert not any(s.cut for s in made)
     assert all(len(s.context) + len(s.ids) <= 110 for s in made)
     assert counts.totals() == {"cut to max_length=110": 1}
@@ -473,7 +478,9 @@ def test_turns_that_the_template_refuses_are_named_with_their_place():
     chat = Chat(styled("gemma"))
     turns = (Message(role="system", content="be brief"), Message(role="user", content="hi"))
     record = Record(prompt=turns, responses=(Response(text="a"),), origin=Origin(file="a.jsonl", line=3))
-    with pytest.raises(RecordError, match=r"a\.jsonl, line 3: .*system, user.*System role not supported.*chat_template"):
+    with pytest.raises(
+        RecordError, match=r"a\.jsonl, line 3: .*system, user.*System role not supported.*chat_template"
+    ):
         encoded(chat, record)
     with pytest.raises(RecordError, match="line 3"):
         chat.context_ids(record)

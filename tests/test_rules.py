@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 from collections import Counter
@@ -237,6 +238,17 @@ def test_bundled_prompts(stem: str, train: int, held: int) -> None:
     assert len({p["prompt"] for p in prompts}) == len(prompts)
     for p in prompts:
         rule(p["rule"])
+
+
+def test_the_script_makes_the_bundled_prompts() -> None:
+    path = Path(__file__).parent.parent / "scripts" / "make_bundled.py"
+    spec = importlib.util.spec_from_file_location("make_bundled", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert [json.loads(line) for line in lines("slogan_prompts.jsonl")] == script.slogan_prompts()
+    assert [json.loads(line) for line in lines("verse_prompts.jsonl")] == script.verse_prompts()
 
 
 @pytest.mark.parametrize(("stem", "answers", "enough"), [("slogan", 8, 250), ("verse", 6, 60)])

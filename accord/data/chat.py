@@ -126,7 +126,10 @@ class Chat:
     def _render(self, record: Record, messages: Seq[Message], *, opening: bool) -> str:
         """The same for messages of a record; a text prompt stays as it is where there is no template."""
         if not self.has_template and isinstance(record.prompt, str) and tuple(messages[:1]) == record.messages:
-            return record.prompt + self.render(messages[1:], opening=opening and len(messages) > 1)
+            text, later = record.prompt, messages[1:]
+            if later and later[0].role == "assistant":
+                text, later = text + _after(text, words(later[0])), later[1:]
+            return text + self.render(later, opening=opening and len(messages) > 1)
         try:
             return self.render(messages, record.tools, opening=opening)
         except (TemplateError, TypeError, ValueError) as error:
@@ -195,7 +198,7 @@ class Chat:
 
     def _ended(self, ids: list[int], ended: bool) -> list[int]:
         """Ids with one end token after them if the turn ended, and none if it did not, whatever the text brought."""
-        while ids and ids[-1] == self.end_id:
+        while ids and ids[-1] in self.stop_ids:
             ids = ids[:-1]
         return [*ids, self.end_id] if ended and self.end_id is not None else ids
 

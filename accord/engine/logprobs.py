@@ -184,6 +184,19 @@ def no_dropout(module: nn.Module) -> Iterator[None]:
         module.train(was)
 
 
+@contextlib.contextmanager
+def adapter_dropout(module: nn.Module) -> Iterator[None]:
+    """Within, adapters drop out as they were asked to; the model's own dropout stays off, as in its reference."""
+    layers = [m for name, m in module.named_modules() if ".lora_dropout." in name]
+    for layer in layers:
+        layer.train()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.eval()
+
+
 def flush_denormals() -> bool:
     """Flushes denormal numbers in every thread that computes; True if all of them do.
 

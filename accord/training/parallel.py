@@ -132,13 +132,20 @@ def save_sharded(folder: Path, scorer: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def load_sharded(folder: Path, scorer: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Reads what `save_sharded` wrote, by however many processes."""
+    """Reads what `save_sharded` wrote, by however many processes.
+
+    Raises:
+        RuntimeError: it is damaged or belongs to another model.
+    """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
     state = sharded_state(scorer, optimizer)
-    with _quiet():
-        dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+    try:
+        with _quiet():
+            dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+    except dcp.CheckpointException as error:  # no Exception, so nobody above would see it
+        raise RuntimeError("; ".join(repr(e) for e, _ in error.failures.values())) from error
     set_state_dict(
         scorer,
         optimizer,

@@ -69,10 +69,10 @@ def _term(
     parts, settings = [], dict(common)
     weights = []
     for entry in entries:
-        entry = {"name": entry} if isinstance(entry, str) else dict(entry or {})
+        entry = dict(entry) if isinstance(entry, dict) else {"name": entry}
         label = entry.pop("name", None)
         if not isinstance(label, str):
-            raise ConfigError(f"objective: an entry needs a name, like {{name: dpo, weight: 1.0}}; got {entry!r}")
+            raise ConfigError(f"objective: an entry needs a name, like {{name: dpo, weight: 1.0}}; got {label or entry!r}")
         row = table.find(label)
         for key in TERM_KEYS[1:]:
             if key in entry:

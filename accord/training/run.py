@@ -129,14 +129,15 @@ def train(
         learning_rate: peak; by default 1e-6 for preferences and 1e-5 for demonstrations, twenty times that for LoRA.
         learning_rates: for components of their own, like {"head:log_z": 1e-2}.
         weight_decay, adam_beta1, adam_beta2, adam_epsilon: of AdamW.
-        schedule: after `warmup` (share of the steps), `cosine`, `linear` or `constant`.
+        schedule: after the warm-up, `cosine`, `linear` or `constant`. warmup: share of the steps with a rising rate.
         max_grad_norm: gradients are clipped to it; null never clips.
         lora: true, or {rank, alpha, dropout, target_modules}: train adapters and leave the weights.
         seed: of the order of examples and everything drawn.
         device, precision, layout: measured and chosen when `auto`, and written to config.yaml.
         eval_steps: evaluate every so many updates (at start and end in any case). save_steps: the same for checkpoints.
         keep_checkpoints: the newest so many stay.
-        patience: stop after so many evaluations without a better `best_metric`. save_best: model/ holds the best.
+        patience: stop after so many evaluations without a better `best_metric`.
+        best_metric: what is compared between evaluations. save_best: model/ holds the best.
         on_verdict: what a monitor's verdict does: `warn`, `stop` or `nothing`.
         resume: `auto` goes on from the newest checkpoint in `output`; `never` refuses a folder that holds a run.
         overwrite: removes what `output` holds first.
@@ -243,7 +244,8 @@ def train(
         with watcher.task("reference log-probs") as advance:
             computed = ref.prepare(wanted, budget, advance)
         say(f"reference {ref.name!r} ({ref.key[:8]}): {computed:,} log-probs computed, {len({s.key for s in wanted}) - computed:,} from the cache")
-    resolved = {k: v for k, v in given.items() if v is not None} | {
+    # null is a choice where the default is not null
+    resolved = {k: v for k, v in given.items() if v is not None or k == "max_grad_norm"} | {
         "model": str(model) if isinstance(model, (str, Path)) else policy.name,
         "data": data_names(data), "objective": objective, "batch_size": batch_size, "max_steps": steps,
         "tokens_per_micro_batch": budget, "learning_rate": learning_rate, "layout": scorer.layout,
@@ -284,7 +286,7 @@ def train(
     state = parallel.whole_state(scorer)
     if processes.first:
         if finished.reason != "interrupted":
-            models.save(policy, folder / "model", state, card(resolved, summary, told), say)
+            models.save(policy, folder / "model", state, card(resolved, summary, told, library(policy)), say)
         write_json(folder / "summary.json", summary)
         from accord.report.render import write_report
 
@@ -731,7 +733,12 @@ def summarise(
     return summary
 
 
-def card(resolved: dict[str, Any], summary: dict[str, Any], told: list[str]) -> str:
+def library(policy: models.Policy) -> str:
+    """What loads `model/`: peft for an adapter, transformers for whole weights (also those of stacked adapters)."""
+    return "peft" if policy.lora is not None and not policy.stacked else "transformers"
+
+
+def card(resolved: dict[str, Any], summary: dict[str, Any], told: list[str], library: str) -> str:
     """The model card: what it was made from, how, and what came out."""
     base = resolved["model"]
     numbers = {**{f"train {k}": v for k, v in summary["train"].items()}, **summary["held_out"]}
@@ -745,7 +752,7 @@ def card(resolved: dict[str, Any], summary: dict[str, Any], told: list[str]) -> 
     )
     options = yaml.safe_dump(_plain({k: v for k, v in resolved.items() if k != "output"}), sort_keys=False, allow_unicode=True)
     listed = "\n".join(f"- {t}" for t in told)
-    front = yaml.safe_dump({"base_model": base, "library_name": "peft" if resolved.get("lora") else "transformers", "tags": ["accord"]})
+    front = yaml.safe_dump({"base_model": base, "library_name": library, "tags": ["accord"]})
     return f"""---
 {front}---
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from accord.data.batches import Batch, Micro, TermBatch, micro_batches, pack, seeded, with_mismatched
 from accord.data.records import Record
-from accord.engine.logprobs import Row, Scorer, no_dropout
+from accord.engine.logprobs import Row, Scorer, adapter_dropout, no_dropout
 from accord.engine.models import trainable
 from accord.engine.reference import Reference
 from accord.errors import AccordError
@@ -182,7 +182,8 @@ class Step:
                 metrics, examples = seen
         for micro, mine in zip(collected.micros, collected.owned, strict=True):
             silent = bool(collected.batch.silent[micro.sequences].all())
-            out = self.scorer(Row.of(micro, self.scorer.device), self.needs)
+            with adapter_dropout(self.scorer):
+                out = self.scorer(Row.of(micro, self.scorer.device), self.needs)
             if whole is None:
                 terms = self._within(collected.batch, micro) if mine else {}
                 cotangents, (own, shown) = self.cotangents(collected, self._leaves(collected, micro, out), terms, sets)

@@ -1,0 +1,392 @@
+"""Every example of the documents runs, every table in them is that of the code, every path and link leads somewhere.
+
+The documents are taken as they stand. A random model stands in for `smollm2` and a few records for `slogans`, and
+every training stops after two steps. A fence whose first line names a file (```json pairs.jsonl) is that file. Of
+```bash, the lines that begin with `accord ` are run; `<!-- not run -->` above a fence leaves it out.
+
+`python -m tests.test_docs` writes the list of objectives into docs/objectives.md.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import types
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from accord import cli, config
+from accord.data import sources
+from accord.data.views import ViewOptions
+from accord.errors import AccordError
+from accord.objectives import table
+from tests import oracles, test_laws
+from tests.conftest import ROOT, mixed_records
+
+PACKAGE = ROOT / "accord"
+DOCS = [
+    *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+LISTED = re.compile(r"(<!-- objectives: .*? -->\n```text\n)(.*?)(```\n<!-- end -->)", re.S)
+
+
+@dataclass(frozen=True)
+class Fence:
+    """A block of a document. title: what stands behind the language, a file name or a word."""
+
+    line: int
+    language: str
+    title: str
+    text: str
+    left_out: bool
+
+    @property
+    def is_file(self) -> bool:
+        return "." in self.title
+
+
+def fences(path: Path) -> list[Fence]:
+    found: list[Fence] = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    start = None
+    for number, line in enumerate(lines):
+        if not line.startswith("```"):
+            continue
+        if start is None:
+            start = number
+            continue
+        language, _, title = lines[start][3:].partition(" ")
+        text = "\n".join(lines[start + 1 : number]) + "\n"
+        found.append(Fence(start + 1, language, title.strip(), text, "<!-- not run -->" in lines[start - 1]))
+        start = None
+    assert start is None, f"{path.name}: the fence of line {start} is not closed"
+    return found
+
+
+def prose(path: Path) -> str:
+    """A document without its fences."""
+    return re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
+
+
+def commands(path: Path) -> list[str]:
+    blocks = [f.text for f in fences(path) if f.language == "bash" and not f.left_out]
+    return [line for text in blocks for line in text.splitlines() if line.startswith("accord ")]
+
+
+def names(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def cells(path: Path, header: str) -> list[list[str]]:
+    """The rows of every table whose first column is called `header`."""
+    found, inside = [], False
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = [c.strip() for c in line.strip("|").split(" | ")] if line.startswith("|") else []
+        if not row:
+            inside = False
+        elif inside and not line.startswith("|--"):
+            found.append([c.strip(" |") for c in row])
+        elif row[0].strip(" |") == header:
+            inside = True
+    assert found, f"{path.name} has no table of {header}"
+    return found
+
+
+# -- what is shown runs ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stand_ins(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with small things in the place of large ones."""
+    import accord.training.run as run
+
+    whole = run.train
+
+    def few(*args, **settings):
+        return whole(*args, **settings | {"max_steps": min(settings.get("max_steps") or 2, 2), "precision": "fp32"})
+
+    slogans = tmp_path / "bundled" / "slogans.jsonl"
+    slogans.parent.mkdir()
+    slogans.write_text("".join(r.to_json() + "\n" for r in mixed_records(6)), encoding="utf-8")
+    monkeypatch.setattr(run, "train", few)
+    monkeypatch.setattr("accord.engine.gguf.smollm2", lambda: model_folder)
+    monkeypatch.setattr(sources, "bundled", lambda: {"slogans": slogans})
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    return work
+
+
+def accord(line: str) -> str:
+    """Runs a line that begins with `accord`; what it printed."""
+    result = CliRunner().invoke(cli.app, shlex.split(line, comments=True)[1:])
+    assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
+    return result.output
+
+
+@pytest.mark.parametrize("path", DOCS, ids=names)
+def test_examples_run(path: Path, stand_ins: Path) -> None:
+    held = [f for f in fences(path) if not f.left_out]
+    files = [f for f in held if f.is_file]
+    assert len({f.title for f in files}) == len(files), "two files of one name"
+    for fence in files:
+        (stand_ins / fence.title).write_text(fence.text, encoding="utf-8")
+    known: dict[str, object] = {"__name__": "example"}
+    for fence in held:
+        if fence.language == "python" and not fence.title:
+            exec(compile("\n" * fence.line + fence.text, str(path), "exec"), known)
+        elif fence.language == "bash":
+            for line in fence.text.splitlines():
+                if line.startswith("accord "):
+                    accord(line)
+
+
+YAML = [pytest.param(f, id=f"{names(p)}:{f.line}") for p in DOCS for f in fences(p) if f.language == "yaml"]
+
+
+@pytest.mark.parametrize("fence", YAML)
+def test_settings_that_are_shown_are_settings(fence: Fence) -> None:
+    from accord.training import plan
+
+    checked = config.check({"model": "m", "data": "d"} | yaml.safe_load(fence.text))
+    options = {k: v for k, v in checked.items() if k not in config.settings()}
+    assert plan.terms(checked.get("objective", "dpo"), options, view=checked.get("view"))
+
+
+def test_dpo_by_hand_runs_and_widens_the_margin(model_folder, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["dpo_by_hand.py", str(model_folder), "", "4"])
+    runpy.run_path(str(ROOT / "recipes" / "dpo_by_hand.py"), run_name="__main__")
+    told = re.findall(r"loss (\S+), margin (\S+) nats", capsys.readouterr().out)
+    losses, margins = zip(*[(float(a), float(b)) for a, b in told], strict=True)
+    assert losses[0] == 0.6931
+    assert margins[0] == 0
+    assert losses[-1] < losses[0]
+    assert margins[-1] > margins[0]
+
+
+def test_mixed_feedback_runs(model_folder, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["mixed_feedback.py", str(model_folder), str(tmp_path / "run")])
+    runpy.run_path(str(ROOT / "recipes" / "mixed_feedback.py"), run_name="__main__")
+    assert "done: {'demonstrations': 5, 'labels': 10, 'ratings': 5, 'pairs': 5, 'rankings': 15}" in capsys.readouterr().out
+
+
+# -- how to add --------------------------------------------------------------------------------------------------------
+
+
+def _code(title: str) -> str:
+    (fence,) = [f for f in fences(ROOT / "CONTRIBUTING.md") if f.title == title]
+    return fence.text
+
+
+def test_the_objective_of_contributing_keeps_every_law(monkeypatch) -> None:
+    known: dict[str, object] = {}
+    exec(_code("oracle"), known)
+    name = next(k for k, v in known.items() if isinstance(v, types.FunctionType))
+    monkeypatch.setattr(oracles, name, known[name], raising=False)
+    tree = ast.parse(_code("objective"))
+    node = next(n for n in tree.body if isinstance(n, ast.FunctionDef))
+    module = types.ModuleType("contributed")
+    monkeypatch.setitem(sys.modules, "contributed", module)
+    exec(compile(tree, "contributed", "exec", flags=__import__("__future__").annotations.compiler_flag), vars(module))
+    row = table._read(node, "contributed", table._facts(node) or {})
+    cases = [test_laws.make(row, getattr(module, name), None, options) for options in test_laws.option_sets(row)]
+    for law in test_laws.LAWS:
+        test_laws.judge(law, cases)
+
+
+def test_the_layout_of_contributing_is_read(tmp_path, monkeypatch) -> None:
+    known: dict[str, object] = {}
+    exec(_code("layout"), known)
+    file = tmp_path / "duels.jsonl"
+    file.write_text(_code("duels.jsonl"), encoding="utf-8")
+    with pytest.raises(AccordError, match="no known layout"):
+        sources.load(file)
+    monkeypatch.setattr(sources, "LAYOUTS", (known["DUEL"], *sources.LAYOUTS))
+    loaded = sources.load(file)
+    assert loaded.told == "duels.jsonl: duels, 1 pair"
+    assert loaded.records[0].judgements[0].value == 0
+
+
+# -- what is listed is what there is -----------------------------------------------------------------------------------
+
+
+def test_layouts_are_all_shown_and_read_as_what_they_are_called(tmp_path) -> None:
+    parts = re.split(r"^### ", (ROOT / "docs" / "data.md").read_text(encoding="utf-8"), flags=re.M)[1:]
+    shown = {}
+    for part in parts:
+        file = tmp_path / "part.md"
+        file.write_text(part.split("\n## ")[0], encoding="utf-8")
+        shown[part.split("\n")[0].strip("`")] = [f for f in fences(file) if f.is_file]
+    assert shown.keys() == {entry.name for entry in sources.LAYOUTS}
+    for name, files in shown.items():
+        assert files, name
+        for fence in files:
+            (tmp_path / fence.title).write_text(fence.text, encoding="utf-8")
+            assert sources.load(tmp_path / fence.title).layout == name
+
+
+def _defaults(rows: list[list[str]]) -> dict[str, object]:
+    """name to default of a table of settings; `...` where one is required."""
+    found: dict[str, object] = {}
+    for first, default, *_ in rows:
+        for name in re.findall(r"`(\w+)`", first):
+            text = default.strip("`")
+            tiny = re.fullmatch(r"\d+e-\d+", text)  # YAML takes 1e-8 for text
+            found[name] = ... if text == "required" else float(text) if tiny else yaml.safe_load(text)
+    return found
+
+
+def test_settings_of_a_run_are_listed_with_their_defaults() -> None:
+    listed = _defaults(cells(ROOT / "docs" / "training.md", "setting"))
+    assert listed == {s.name: ... if s.required else s.default for s in config.settings().values()}
+
+
+def test_options_of_views_are_listed_with_their_defaults() -> None:
+    listed = _defaults(cells(ROOT / "docs" / "data.md", "option"))
+    assert listed == {f.name: f.default for f in fields(ViewOptions)}
+
+
+def test_objectives_are_listed_as_the_command_lists_them() -> None:
+    listed = LISTED.search((ROOT / "docs" / "objectives.md").read_text(encoding="utf-8"))
+    assert listed
+    assert listed.group(2) == CliRunner().invoke(cli.app, ["objectives"]).output, "run python -m tests.test_docs"
+
+
+def test_what_a_run_writes_is_in_the_tables(stand_ins) -> None:
+    import accord as package
+
+    run = package.train(
+        "smollm2", "slogans", {"demonstrations": "sft", "ratings": "ulma", "pairs": "dpo", "rankings": "dpo"},
+        output="run", eval_steps=1, quiet=True,
+    )  # fmt: skip
+    files = {re.findall(r"`(.*?)`", row[0])[0].strip("/") for row in cells(ROOT / "README.md", "in the run folder")}
+    assert {p.name for p in run.folder.iterdir()} | {"verdicts.jsonl", "samples.jsonl"} == files
+    documented = {n for row in cells(ROOT / "docs" / "training.md", "metric") for n in re.findall(r"`(.*?)`", row[0])}
+    terms = "|".join(run.summary["examples"])
+    lines = [yaml.safe_load(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    written = {re.sub(rf"^(eval_)?(({terms})/)?", "", key) for line in lines for key in line}
+    assert written == documented
+
+
+def test_every_module_is_in_the_rooms_and_the_tree() -> None:
+    rooms = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    modules = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if p.stat().st_size}
+    assert {m for m in modules if f"`{m}`" not in rooms} == set(), "ARCHITECTURE.md does not name them"
+    (tree,) = [f for f in fences(ROOT / "README.md") if f.text.startswith("accord/")]
+    paths = []
+    for line in tree.text.splitlines():
+        name = line.split()[0]
+        paths.append(f"accord/{name}" if line.startswith(" ") else name)
+    assert [p for p in paths if not (ROOT / p).exists()] == []
+    folders = {f"accord/{p.name}/" for p in PACKAGE.iterdir() if p.is_dir() and any(p.glob("[!_]*"))}
+    assert folders <= set(paths)
+
+
+# -- walls -------------------------------------------------------------------------------------------------------------
+
+
+def imports(path: Path) -> set[str]:
+    """Wings and modules of accord that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "accord":
+            parts = (node.module or "").split(".")[1:]
+            found |= {parts[0]} if parts else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("accord.")}
+    return found
+
+
+def test_the_walls_are_those_of_architecture() -> None:
+    rows = cells(ROOT / "ARCHITECTURE.md", "wing")
+    order = [row[0].strip("`") for row in rows]
+    allowed = {row[0].strip("`"): set(re.findall(r"`([\w.]+)`", row[2] if len(row) > 2 else "")) for row in rows}
+    paths = {p.name: [p] for p in PACKAGE.glob("*.py")}
+    paths |= {p.name: sorted(p.rglob("*.py")) for p in PACKAGE.iterdir() if p.is_dir() and any(p.glob("*.py"))}
+    assert paths.keys() == allowed.keys()
+    for wing, files in paths.items():
+        seen = {name if (PACKAGE / name).is_dir() else f"{name}.py" for f in files for name in imports(f)}
+        assert seen - {wing, "errors.py"} == allowed[wing] - {"errors.py"}, wing
+    for wing, beside in itertools.product(order, order):
+        if beside in allowed[wing] and wing != "__init__.py":
+            assert order.index(beside) < order.index(wing), f"{wing} imports {beside}, which stands above it"
+
+
+def test_only_parallel_imports_torch_distributed() -> None:
+    found = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if re.search(r"^\s*(import|from) torch\.distributed", p.read_text(), re.M)}  # fmt: skip
+    assert found == {"training/parallel.py"}
+
+
+def test_commands_that_need_no_torch_import_none() -> None:
+    code = "import sys, accord.cli, accord.report.render, accord.config as c; c.settings(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+
+
+# -- what is named is there --------------------------------------------------------------------------------------------
+
+
+def slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", DOCS, ids=names)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", prose(path)):
+        if target.startswith("http"):
+            continue
+        file, _, anchor = target.partition("#")
+        other = (path.parent / file).resolve() if file else path
+        assert other.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", prose(other), re.M)
+            assert anchor in {slug(h) for h in headings}, target
+
+
+@pytest.mark.parametrize("path", DOCS, ids=names)
+def test_files_and_tests_that_are_named_are_there(path: Path) -> None:
+    for name in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|md|html|txt|toml))(?:::\w+)?`", prose(path)):
+        assert (ROOT / name).exists() or (PACKAGE / name).exists(), name
+    for file, test in re.findall(r"`(tests/\w+\.py)::(\w+)`", prose(path)):
+        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), test
+
+
+@pytest.mark.parametrize("path", DOCS, ids=names)
+def test_commands_and_options_that_are_named_are_there(path: Path) -> None:
+    group = typer.main.get_command(cli.app)
+    flat = dict(group.commands)  # type: ignore[attr-defined]
+    flat |= {f"data {k}": v for k, v in flat["data"].commands.items()}
+    known = {*config.settings(), *config.TRANSLATED, "help"} | {o for r in table.rows().values() for o in r.options}
+    known |= {o.strip("-").replace("-", "_") for c in flat.values() for p in c.params for o in p.opts}
+    text = [*re.findall(r"`([^`\n]+)`", prose(path)), *commands(path)]
+    for line in text:
+        if line.startswith("accord "):
+            assert line.split()[1] in {*flat, "--help"}, line
+        if line.startswith(("accord ", "--")):
+            for option in re.findall(r"(?:^|\s)--([a-z][\w.-]*)", line):
+                assert option.split(".")[0].replace("-", "_") in known, line
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    for target in re.findall(r"\bmake ([a-z]+)`|^make ([a-z]+)", path.read_text(encoding="utf-8"), re.M):
+        assert set(target) - {""} <= targets, target
+
+
+def write() -> None:
+    """Puts the output of `accord objectives` into docs/objectives.md."""
+    path = ROOT / "docs" / "objectives.md"
+    listed = CliRunner().invoke(cli.app, ["objectives"]).output
+    text = LISTED.sub(lambda m: m.group(1) + listed + m.group(3), path.read_text(encoding="utf-8"))
+    path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

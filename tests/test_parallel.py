@@ -1,0 +1,97 @@
+"""Two processes draw the curve of one: sharded by FSDP2 over gloo, summed and not averaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.processes import command, finish, start
+from tests.test_training import all_records
+
+MIXED = {"pairs": "dpo", "demonstrations": "sft", "ratings": {"name": "pointwise_dpo", "log_z": "head"}}
+
+
+@pytest.fixture(scope="module")
+def settings(model_folder, tmp_path_factory) -> dict[str, Any]:
+    file = tmp_path_factory.mktemp("data") / "feedback.jsonl"
+    file.write_text("".join(r.to_json() + "\n" for r in all_records()))
+    return {
+        "model": str(model_folder), "data": str(file), "max_steps": 6, "batch_size": 9, "save_steps": 3,
+        "learning_rate": 1e-3, "tokens_per_micro_batch": 100, "device": "cpu", "precision": "fp32", "quiet": True,
+        "eval_fraction": 0.2,
+    }  # fmt: skip
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "dpo": {"objective": "dpo"},
+    "kto, the batch scored first": {"objective": {"labels": "kto"}},
+    "lora": {"objective": "dpo", "lora": {"rank": 2}},
+    "mixed with a head": {"objective": MIXED},
+    "live reference": {"objective": "dpo", "reference_mode": "live"},
+    "padded": {"objective": "dpo", "layout": "padded"},
+}
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_curve(folder: Path, other: Path) -> None:
+    """Every metric of every step within 1e-5 of its size (sums of float32 in another order)."""
+    a, b = curve(folder), curve(other)
+    assert len(a) == len(b) > 6
+    for row, wanted in zip(a, b, strict=True):
+        assert row.keys() == wanted.keys()
+        for key, value in wanted.items():
+            assert row[key] == pytest.approx(value, rel=1e-5, abs=1e-5 if "reward" in key else 1e-7), (key, row["step"])
+    for file in (other / "model").glob("*.safetensors"):
+        x, y = load_file(folder / "model" / file.name), load_file(file)
+        assert x.keys() == y.keys()
+        for name in y:
+            assert torch.allclose(x[name], y[name], rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(case, settings, tmp_path):
+    one, two = (
+        finish(settings | CASES[case] | {"output": str(tmp_path / str(world)), "reference_cache": str(tmp_path / f"c{world}")}, world)
+        for world in (1, 2)
+    )
+    assert_same_curve(two, one)
+
+
+def test_a_checkpoint_of_one_process_goes_on_with_two_and_back(settings, tmp_path):
+    """Killed twice by their own limit of steps: 1 process to step 2, 2 processes to step 4, 1 process to the end."""
+    given = settings | {"objective": MIXED, "save_steps": 2, "schedule": "constant"}
+    straight = finish(given | {"output": str(tmp_path / "straight")})
+    folder = str(tmp_path / "run")
+    for world, steps in ((1, 2), (2, 4), (1, 6)):
+        finish(given | {"output": folder, "max_steps": steps}, world)
+        if steps < 6:
+            (tmp_path / "run" / "summary.json").unlink()
+            rows = [json.dumps(r) + "\n" for r in curve(tmp_path / "run") if r["step"] < steps or "grad_norm" in r]
+            (tmp_path / "run" / "metrics.jsonl").write_text("".join(rows))
+    assert_same_curve(tmp_path / "run", straight)
+
+
+def test_torchrun_and_the_command_line(settings, tmp_path):
+    given = settings | {"objective": "dpo"}
+    one = finish(given | {"output": str(tmp_path / "one")})
+    process = command(given | {"output": str(tmp_path / "two"), "quiet": False}, world=2)
+    said, _ = process.communicate(timeout=110)
+    assert process.returncode == 0, said
+    assert said.count("6 updates of 9 examples") == 1  # one process speaks
+    assert_same_curve(tmp_path / "two", one)
+
+
+def test_an_error_in_one_process_ends_both(settings, tmp_path):
+    from tests.processes import join
+
+    codes = join(start(settings | {"objective": "dpo", "batch_size": 1, "output": str(tmp_path / "run")}, 2))
+    assert codes == [1, 1]
+    assert "less than the" in (tmp_path / "run.log").read_text()
