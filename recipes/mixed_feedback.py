@@ -21,7 +21,11 @@ def texts(*answers: str) -> list[dict[str, str]]:
 records = []
 for thing in ("bakery", "bike shop", "florist", "tea house", "cinema", "harbour"):
     ask = f"Write a slogan for a {thing}."
-    good, fair, poor = f"Your {thing}, your day.", f"A {thing} for everyone in town.", f"Sure! Here is a {thing} slogan:"
+    good, fair, poor = (
+        f"Your {thing}, your day.",
+        f"A {thing} for everyone in town.",
+        f"Sure! Here is a {thing} slogan:",
+    )
     # 1. A demonstration: somebody wrote a good answer, and nobody compared it with anything.
     records.append(Record(prompt=ask, responses=texts(good), source="writers"))
     # 2. A thumb up and a thumb down.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from accord import config
 from accord.errors import ConfigError
 
-MINIMAL = {"model": "m", "data": "d"}
+MINIMAL: dict[Any, Any] = {"model": "m", "data": "d"}
 
 
 def body_names() -> set[str]:

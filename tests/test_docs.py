@@ -2,7 +2,8 @@
 
 The documents are taken as they stand. A random model stands in for `smollm2` and a few records for `slogans`, and
 every training stops after two steps. A fence whose first line names a file (```json pairs.jsonl) is that file. Of
-```bash, the lines that begin with `accord ` are run; `<!-- not run -->` above a fence leaves it out.
+```bash, the lines that begin with `accord ` are run; `<!-- not run -->` above a fence leaves it out. ```text output is
+what the command before it printed.
 
 `python -m tests.test_docs` writes the list of objectives into docs/objectives.md.
 """
@@ -10,11 +11,9 @@ every training stops after two steps. A fence whose first line names a file (```
 from __future__ import annotations
 
 import ast
-import itertools
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 import types
 from dataclasses import dataclass, fields
@@ -30,7 +29,7 @@ from accord.data import sources
 from accord.data.views import ViewOptions
 from accord.errors import AccordError
 from accord.objectives import table
-from tests import oracles, test_laws
+from tests import oracles, test_laws, test_walls
 from tests.conftest import ROOT, mixed_records
 
 PACKAGE = ROOT / "accord"
@@ -143,23 +142,28 @@ def test_examples_run(path: Path, stand_ins: Path) -> None:
     for fence in files:
         (stand_ins / fence.title).write_text(fence.text, encoding="utf-8")
     known: dict[str, object] = {"__name__": "example"}
+    printed = ""
     for fence in held:
         if fence.language == "python" and not fence.title:
             exec(compile("\n" * fence.line + fence.text, str(path), "exec"), known)
         elif fence.language == "bash":
             for line in fence.text.splitlines():
                 if line.startswith("accord "):
-                    accord(line)
+                    printed = accord(line)
+        elif fence.title == "output":
+            assert fence.text.strip() == printed.strip()
 
 
 YAML = [pytest.param(f, id=f"{names(p)}:{f.line}") for p in DOCS for f in fences(p) if f.language == "yaml"]
 
 
 @pytest.mark.parametrize("fence", YAML)
-def test_settings_that_are_shown_are_settings(fence: Fence) -> None:
+def test_settings_that_are_shown_are_settings(fence: Fence, tmp_path: Path) -> None:
     from accord.training import plan
 
-    checked = config.check({"model": "m", "data": "d"} | yaml.safe_load(fence.text))
+    file = tmp_path / "shown.yaml"
+    file.write_text(fence.text, encoding="utf-8")
+    checked = config.check({"model": "m", "data": "d"} | config.read(file))
     options = {k: v for k, v in checked.items() if k not in config.settings()}
     assert plan.terms(checked.get("objective", "dpo"), options, view=checked.get("view"))
 
@@ -178,7 +182,8 @@ def test_dpo_by_hand_runs_and_widens_the_margin(model_folder, monkeypatch, capsy
 def test_mixed_feedback_runs(model_folder, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["mixed_feedback.py", str(model_folder), str(tmp_path / "run")])
     runpy.run_path(str(ROOT / "recipes" / "mixed_feedback.py"), run_name="__main__")
-    assert "done: {'demonstrations': 5, 'labels': 10, 'ratings': 5, 'pairs': 5, 'rankings': 15}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "done: {'demonstrations': 5, 'labels': 10, 'ratings': 5, 'pairs': 5, 'rankings': 15}" in told
 
 
 # -- how to add --------------------------------------------------------------------------------------------------------
@@ -293,44 +298,20 @@ def test_every_module_is_in_the_rooms_and_the_tree() -> None:
     assert folders <= set(paths)
 
 
-# -- walls -------------------------------------------------------------------------------------------------------------
+def test_wings_stand_on_what_the_walls_say() -> None:
+    listed = {row[0]: row[2:] for row in cells(ROOT / "ARCHITECTURE.md", "wing")}
+    on = {_wing(name): {_wing(n) for n in re.findall(r"`(.*?)`", " ".join(rest))} for name, rest in listed.items()}
+
+    def below(wing: str) -> set[str]:
+        return {wing, "errors"}.union(*(below(other) for other in on[wing]))
+
+    here = {p.name.removesuffix(".py") for p in PACKAGE.iterdir() if p.suffix == ".py" or any(p.glob("*.py"))}
+    assert on.keys() == here
+    assert {wing: below(wing) for wing in on} == {wing: test_walls.below(wing) & here for wing in on}
 
 
-def imports(path: Path) -> set[str]:
-    """Wings and modules of accord that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "accord":
-            parts = (node.module or "").split(".")[1:]
-            found |= {parts[0]} if parts else {alias.name for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("accord.")}
-    return found
-
-
-def test_the_walls_are_those_of_architecture() -> None:
-    rows = cells(ROOT / "ARCHITECTURE.md", "wing")
-    order = [row[0].strip("`") for row in rows]
-    allowed = {row[0].strip("`"): set(re.findall(r"`([\w.]+)`", row[2] if len(row) > 2 else "")) for row in rows}
-    paths = {p.name: [p] for p in PACKAGE.glob("*.py")}
-    paths |= {p.name: sorted(p.rglob("*.py")) for p in PACKAGE.iterdir() if p.is_dir() and any(p.glob("*.py"))}
-    assert paths.keys() == allowed.keys()
-    for wing, files in paths.items():
-        seen = {name if (PACKAGE / name).is_dir() else f"{name}.py" for f in files for name in imports(f)}
-        assert seen - {wing, "errors.py"} == allowed[wing] - {"errors.py"}, wing
-    for wing, beside in itertools.product(order, order):
-        if beside in allowed[wing] and wing != "__init__.py":
-            assert order.index(beside) < order.index(wing), f"{wing} imports {beside}, which stands above it"
-
-
-def test_only_parallel_imports_torch_distributed() -> None:
-    found = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if re.search(r"^\s*(import|from) torch\.distributed", p.read_text(), re.M)}  # fmt: skip
-    assert found == {"training/parallel.py"}
-
-
-def test_commands_that_need_no_torch_import_none() -> None:
-    code = "import sys, accord.cli, accord.report.render, accord.config as c; c.settings(); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+def _wing(name: str) -> str:
+    return name.strip("`").removesuffix(".py")
 
 
 # -- what is named is there --------------------------------------------------------------------------------------------

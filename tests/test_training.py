@@ -33,7 +33,8 @@ from accord.training.step import Step, TrainingError, reduced
 from tests.conftest import make_llama, make_tokenizer, mixed_records, pair_records
 
 MIXED = {"pairs": "dpo", "demonstrations": "sft", "ratings": "ulma"}
-WITH_KTO = {**MIXED, "labels": "kto"}
+WITH_HEAD = {**MIXED, "ratings": {"name": "ulma", "log_z": "head"}}
+WITH_KTO = {**WITH_HEAD, "labels": "kto"}
 LAYOUTS = ("shared", "packed", "padded")
 TINY = {"device": "cpu", "precision": "fp32", "quiet": True}
 
@@ -97,12 +98,12 @@ class Made:
 
 
 def make(
-    objective, *, records=None, options=None, layout="shared", budget=10_000, batch_size=16, mode="cached", seed=0, **more
+    objective, *, records=None, layout="shared", budget=10_000, batch_size=16, mode="cached", seed=0, heads=(), **more
 ) -> Made:
     """A step of the moved Llama, with the Llama as its reference."""
     records = all_records() if records is None else records
-    terms = plan.terms(objective, options or {})
-    heads = tuple(h for t in terms.values() for h in t.heads)
+    terms = plan.terms(objective, {})
+    heads = heads or tuple(h for t in terms.values() for h in t.heads)
     tok = make_tokenizer()
     policy = models.load(moved_llama(), tok, device="cpu", precision="fp32", layout=layout, heads=heads)
     other = models.load(make_llama(), tok, device="cpu", precision="fp32", layout=layout)
@@ -136,11 +137,13 @@ def only(batch: Batch, name: str) -> Batch:
 # -- laws of the step -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", [MIXED, WITH_KTO], ids=["direct", "scored first"])
+@pytest.mark.parametrize("objective", [WITH_HEAD, WITH_KTO], ids=["direct", "scored first"])
 def test_layout_budget_and_reference_mode_change_speed_and_never_the_update(objective):
     plain = make(objective)
     loss, grads = plain.loss(), plain.gradient()
-    assert plain.step.collect(plain.schedule.batch(0), 0).direct == (objective is MIXED)
+    assert plain.step.collect(plain.schedule.batch(0), 0).direct == (objective is WITH_HEAD)
+    head = plain.policy.scorer.heads["log_z"].linear.weight
+    assert bool(next(g for g, p in zip(grads, plain.step.parameters, strict=True) if p is head).abs().max() > 0)
     for change in ({"layout": "packed"}, {"layout": "padded"}, {"budget": 1}, {"budget": 90}, {"mode": "live"}):
         other = make(objective, **change)
         assert other.loss() == pytest.approx(loss, rel=1e-5), change
@@ -154,7 +157,7 @@ def test_each_terms_gradient_in_a_mixed_run_is_that_of_the_term_alone():
     whole = make(WITH_KTO)
     assert sorted(sets) == sorted(WITH_KTO)
     for name, grads in sets.items():
-        alone = make({name: WITH_KTO[name]})
+        alone = make({name: WITH_KTO[name]}, heads=("log_z",))
         assert_alike(alone.gradient(only(batch, name)), grads)
         assert alone.step.collect(only(batch, name), 0).direct == (name != "labels")  # direct equals scored first
     assert_alike([sum(parts) for parts in zip(*sets.values(), strict=True)], whole.gradient(batch))

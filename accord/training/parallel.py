@@ -100,11 +100,13 @@ def shard(scorer: Any, processes: Processes) -> None:
 
 
 def whole_state(scorer: nn.Module) -> dict[str, Tensor]:
-    """The unsharded state on the CPU, in every process (all of them must call it)."""
+    """The unsharded state on the CPU, in the first process (all of them must call it); tied weights come once."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, broadcast_from_rank0=False)
-    return {k: v for k, v in get_model_state_dict(scorer, options=options).items() if isinstance(v, Tensor)}
+    state = get_model_state_dict(scorer, options=options)
+    tied = {n for n, _ in scorer.named_parameters(remove_duplicate=False)} - {n for n, _ in scorer.named_parameters()}
+    return {k: v for k, v in state.items() if isinstance(v, Tensor) and k not in tied}
 
 
 def sharded_state(scorer: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

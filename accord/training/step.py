@@ -186,7 +186,10 @@ class Step:
                 out = self.scorer(Row.of(micro, self.scorer.device), self.needs)
             if whole is None:
                 terms = self._within(collected.batch, micro) if mine else {}
-                cotangents, (own, shown) = self.cotangents(collected, self._leaves(collected, micro, out), terms, sets)
+                leaves = self._leaves(collected, micro, out)
+                cotangents, (own, shown) = self.cotangents(collected, leaves, terms, sets)
+                here = torch.from_numpy(micro.sequences).to(self.scorer.device)
+                cotangents = [{k: v if k in leaves.tokens else v[here] for k, v in c.items()} for c in cotangents]
                 add_metrics(metrics, own)
                 examples += shown
             else:
