@@ -107,12 +107,13 @@ SLOGAN_FORMS = (
     "Write a short, simple slogan for {x}. It must have exactly {n} words.",
 )
 VERSE_FORMS = (  # wording, number of lines, what else the rule asks for
-    ("Write a poem of exactly {n} lines about {x}.", 4, ""),
-    ("Write a short poem of exactly {n} lines about {x}.", 8, ""),
-    ("Write a short poem of exactly {n} lines about {x}, rhymed AABB.", 4, ",rhyme=AABB"),
-    ("Write a poem of exactly {n} lines about {x}.", 8, ""),
-    ("Write a short poem about {x}: first a title, then exactly {n} lines.", 4, ",title=true"),
-    ("Write a short poem of exactly {n} lines about {x}.", 6, ""),
+    ("Write a simple {n}-line poem about {x}. It must have exactly {n} lines.", 4, ""),
+    ("Write one stanza about {x}. It must have exactly {n} lines.", 4, ""),
+    ("Write a simple {n}-line poem about {x}. It must have exactly {n} lines, rhymed AABB.", 4, ",rhyme=AABB"),
+    ("Write a haiku of exactly {n} lines about {x}.", 3, ""),
+    ("Write a simple {n}-line poem about {x}. It must have exactly {n} lines.", 6, ""),
+    ("Write a simple {n}-line poem about {x}. It must have exactly {n} lines.", 4, ""),
+    ("Write a simple {n}-line poem about {x}, with a title. It must have exactly {n} lines.", 4, ",title=true"),
 )
 
 # -- prompts ----------------------------------------------------------------------------------------------------------
@@ -281,15 +282,16 @@ def tell(scores: list[list[float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", action="store_true", help="also sample and judge the answers")
-    arguments = parser.parse_args()
+    parser.add_argument("--samples", nargs="*", choices=HELD_OUT, help="also sample and judge the answers (of one set)")
+    asked = parser.parse_args().samples
+    sampled = [] if asked is None else asked or list(HELD_OUT)
     FOLDER.mkdir(exist_ok=True)
     for name, stem, prompts, k, tokens, temperature in (
         ("slogans", "slogan_prompts", slogan_prompts(), 8, 32, 0.6),
-        ("verses", "verse_prompts", verse_prompts(), 6, 120, 0.7),
+        ("verses", "verse_prompts", verse_prompts(), 6, 96, 0.6),
     ):
         write(f"{stem}.jsonl", map(json.dumps, prompts))
-        if arguments.samples:
+        if name in sampled:
             train = [p for p in prompts if p["split"] == "train"]
             answers = sample(train, k, tokens, temperature)
             write(f"{name}.jsonl", (record.to_json() for record in records(name, train, answers)))

@@ -2,7 +2,7 @@
 
 One function a row, under the row's name: the kind's fields as arrays, then what the row needs, then options, all by
 name. `COEFFICIENTS` holds the closed-form gradients with respect to log-probs where the specification states them
-(spec/core-systems, 0.4): the derivative of each example's loss by field.
+(one table of coefficients): the derivative of each example's loss by field.
 """
 
 from __future__ import annotations

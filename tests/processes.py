@@ -20,7 +20,7 @@ import peft  # noqa: F401 - what a run imports late is imported here, before the
 import psutil
 import torch
 import torch.distributed.checkpoint.state_dict
-import torch.distributed.fsdp  # noqa: F401
+import torch.distributed.fsdp
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 import accord.report.render  # noqa: F401
@@ -91,8 +91,8 @@ def command(settings: dict[str, Any], world: int = 1) -> subprocess.Popen[str]:
             words.append(f"{key}={str(one).lower() if isinstance(one, bool) else one}")
     head = [sys.executable, "-m", "accord"]
     if world > 1:
-        head = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(free_port())]
-        head += ["-m", "accord"]
+        torchrun = ["torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(free_port())]
+        head = [sys.executable, "-m", *torchrun, "-m", "accord"]
     return subprocess.Popen(
         [*head, *words], env={**os.environ, **ONE_THREAD}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         cwd=Path(__file__).parent.parent,

@@ -107,8 +107,6 @@ class Case:
     def loss(self, stats: Any = None) -> Tensor:
         """[B], with the stats of this batch unless others are given."""
         pool = self.pool
-        if "noise" in self.row.needs:
-            pool = {**pool, "noise": torch.Generator().manual_seed(0)}
         if self.stats is not None:
             pool = {**pool, "stats": self.statistics() if stats is None else stats}
         return self.function(self.first, *[pool[name] for name in self.row.needs], **self.options)
@@ -176,7 +174,7 @@ def make(row: Row, function: Callable[..., Any], stats: Callable[..., Any] | Non
                 "score": torch.randn(n, generator=g, dtype=torch.float64),
                 "hidden": torch.randn(n, 8, generator=g, dtype=torch.float64),
                 "progress": 0.5,
-                "noise": None,
+                "noise": torch.rand(n, generator=g, dtype=torch.float64),
                 "state": None,
             }[need]
     return case

@@ -124,7 +124,7 @@ def test_soft_dpo_of_even_strength_draws_the_margin_to_zero_from_both_sides() ->
 
 
 def test_soft_dpo_with_a_bradley_terry_judge_has_the_rlhf_optimum() -> None:
-    """spec/core-systems 4.3: any connected set of pairs gives pi_ref exp(r / beta) / Z."""
+    """OSP with a Bradley-Terry judge: any connected set of pairs gives pi_ref exp(r / beta) / Z."""
     ref = torch.log_softmax(random(6, 0) / 4, 0)
     reward = torch.linspace(-0.2, 0.2, 6).double()
     best = torch.softmax(ref + reward / 0.1, 0)
@@ -380,7 +380,7 @@ GOOD = vector(0.2, 0.5, 0.7, 0.9)  # P(z = 1)
 def test_a_learned_log_z_finds_the_optimum_and_z_of_one_does_not(
     name: str, beta: float, log_z: float | None, error: float
 ) -> None:
-    """spec/core-systems 2.2; the loss is expected under pi_ref and over labels drawn with GOOD."""
+    """log Z in ULMA; the loss is expected under pi_ref and over labels drawn with GOOD."""
     objective = table.function(name)
     reward = torch.logit(GOOD) if name == "pointwise_dpo" else GOOD
     optimum = torch.softmax(REF.log() + reward / beta, 0)

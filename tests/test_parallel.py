@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.processes import command, finish, start
+from tests.processes import command, finish, join, start
 from tests.test_training import all_records
 
 MIXED = {"pairs": "dpo", "demonstrations": "sft", "ratings": {"name": "pointwise_dpo", "log_z": "head"}}
@@ -59,8 +59,8 @@ def assert_same_curve(folder: Path, other: Path) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_are_one(case, settings, tmp_path):
     one, two = (
-        finish(settings | CASES[case] | {"output": str(tmp_path / str(world)), "reference_cache": str(tmp_path / f"c{world}")}, world)
-        for world in (1, 2)
+        finish(settings | CASES[case] | {"output": f"{tmp_path}/{n}", "reference_cache": f"{tmp_path}/cache{n}"}, n)
+        for n in (1, 2)
     )
     assert_same_curve(two, one)
 
@@ -90,8 +90,6 @@ def test_torchrun_and_the_command_line(settings, tmp_path):
 
 
 def test_an_error_in_one_process_ends_both(settings, tmp_path):
-    from tests.processes import join
-
     codes = join(start(settings | {"objective": "dpo", "batch_size": 1, "output": str(tmp_path / "run")}, 2))
     assert codes == [1, 1]
     assert "less than the" in (tmp_path / "run.log").read_text()

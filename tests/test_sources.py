@@ -591,7 +591,7 @@ def test_real_lists_and_demonstrations():
 # -- round trips ------------------------------------------------------------------------------------------------------
 
 words = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=12)
-numbers = st.floats(allow_nan=False, allow_infinity=False)
+numbers = st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False)
 
 
 @st.composite
@@ -603,7 +603,7 @@ def records(draw):
         judgements.append(Judgement(kind="score", response=i, value=draw(numbers), attribute=draw(words)))
         if i:
             judgements.append(
-                Judgement(kind="preference", pair=(i, i - 1), value=draw(st.floats(0, 1)), by=draw(words))
+                Judgement(kind="preference", pair=(i, i - 1), value=draw(st.floats(0, 1, allow_subnormal=False)), by=draw(words))
             )
     return Record(
         prompt=draw(st.one_of(words, dialogue.map(tuple))),
@@ -611,7 +611,7 @@ def records(draw):
         judgements=judgements,
         tools=draw(st.one_of(st.none(), st.just(({"name": "f", "arguments": {"x": None}},)))),
         source=draw(words),
-        weight=draw(st.floats(0.1, 10)),
+        weight=draw(st.floats(0.1, 10, allow_subnormal=False)),
     )
 
 

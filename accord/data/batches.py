@@ -139,7 +139,10 @@ class Schedule:
 
     def __init__(self, corpus: Corpus, terms: Seq[TermSpec], batch_size: int, seed: int) -> None:
         self.corpus, self.batch_size, self.seed = corpus, batch_size, seed
-        self.strata = [s for t in terms for s in self._strata(t)]
+        known = {item.source for t in terms for item in corpus.items[t.name]}
+        if unknown := {source for t in terms for source in t.source_weights} - known:
+            raise ConfigError(f"weights are given for {sorted(unknown)}, but there are {sorted(known)}")
+        self.strata = [s for t in terms for s in self._strata(t, self._shares(terms)[t.name])]
         total = sum(s.share for s in self.strata)
         if batch_size < len(self.strata):
             raise ConfigError(
@@ -156,7 +159,19 @@ class Schedule:
         self._taken = [np.zeros(len(self.strata), int)]  # examples taken before step s
         self._credit = np.zeros(len(self.strata))
 
-    def _strata(self, term: TermSpec) -> Iterator[Stratum]:
+    def _shares(self, terms: Seq[TermSpec]) -> dict[str, float]:
+        """Part of the batch of each term: what it was given; what is left, by (weighted) numbers of examples."""
+        given = sum(t.share for t in terms if t.share is not None)
+        free = [t for t in terms if t.share is None]
+        if any(t.share is not None and t.share <= 0 for t in terms) or (free and given >= 1):
+            raise ConfigError(f"shares must be above 0 and leave something for {', '.join(t.name for t in free) or 'all'}")
+        sizes = {
+            t.name: sum(t.source_weights.get(item.source, 1.0) for item in self.corpus.items[t.name]) for t in free
+        }
+        left = (1.0 - given) / max(sum(sizes.values()), 1e-9)
+        return {t.name: t.share if t.share is not None else left * sizes[t.name] for t in terms}
+
+    def _strata(self, term: TermSpec, share_of_term: float) -> Iterator[Stratum]:
         items = self.corpus.items[term.name]
         if not items:
             why = "; ".join(f"{k}: {v}" for k, v in self.corpus.counts.totals().items()) or "no record of that kind"
@@ -171,17 +186,13 @@ class Schedule:
                 f"{term.name!r} needs good and bad examples, but all {len(items)} are {which}; "
                 "set a threshold for ratings, or train with sft or ulma"
             )
-        unknown = set(term.source_weights) - {source for source, _ in by_class}
-        if unknown:
-            known = sorted({source for source, _ in by_class})
-            raise ConfigError(f"{term.name!r} weighs sources {sorted(unknown)}, but it has {known}")
         size = sum(term.source_weights.get(source, 1.0) * len(v) for (source, _), v in by_class.items())
         for (source, good), indices in by_class.items():
             blocks: dict[int, list[int]] = {}
             for index in indices:
                 blocks.setdefault(items[index].record, []).append(index)
             part = term.source_weights.get(source, 1.0) * len(indices) / size
-            share = part * (term.share if term.share is not None else len(items))
+            share = part * share_of_term
             label = "/".join(str(x) for x in (term.name, source, {True: "good", False: "bad", None: ""}[good]) if x)
             yield Stratum(term.name, label, tuple(indices), tuple(map(tuple, blocks.values())), share)
 

@@ -137,11 +137,13 @@ def load(
     where = choose_device(device)
     told: list[str] = []
     stacked = False
+    frozen: list[nn.Parameter] = []
     if isinstance(model, nn.Module):
         if tokenizer is None:
             raise ConfigError("a model object needs its tokenizer: pass tokenizer=...")
         module, name, folder = model.float(), str(getattr(model, "name_or_path", "") or "model object"), None
         key = state_key(module)
+        frozen = [p for p in module.parameters() if not p.requires_grad] if hasattr(module, "peft_config") else []
     else:
         source = resolve(model)
         name = str(model)
@@ -150,6 +152,8 @@ def load(
         key = content_key(source) if folder is not None else state_key(module)
     module.to(where)
     module.requires_grad_(True)
+    for p in frozen:  # a PEFT model object keeps what it had frozen
+        p.requires_grad_(False)
     if lora is not None:
         module = _with_lora(module, lora)
     from accord.engine import heads as heads_
@@ -158,8 +162,10 @@ def load(
     if folder is not None and heads and (folder / "heads.safetensors").exists():
         from safetensors.torch import load_file
 
-        built.load_state_dict(load_file(folder / "heads.safetensors"))
-        told.append(f"heads {', '.join(heads)} are those of {name}")
+        held = load_file(folder / "heads.safetensors")
+        known = {k.split(".")[0] for k in held} & set(heads)
+        built.load_state_dict({k: v for k, v in held.items() if k.split(".")[0] in known}, strict=False)
+        told.append(f"heads of {name}: {', '.join(sorted(known)) or 'none'}; new: {', '.join(set(heads) - known) or 'none'}")
     scorer = Scorer(module, built, "padded", choose_precision(precision, where))
     scorer.train(False)
     policy = Policy(scorer, tokenizer, name, key, lora, stacked, told)
@@ -328,6 +334,13 @@ def generating(policy: Policy) -> Iterator[Any]:
 
 
 # -- identity ---------------------------------------------------------------------------------------------------------
+
+
+def hand_out(policy: Policy) -> Any:
+    """The model, attending as transformers does: for use outside of Accord. `policy` can be scored again after `load`."""
+    if policy.scorer.layout != "padded":
+        _set_attention(policy.scorer, "sdpa")
+    return policy.model
 
 
 def state_key(module: nn.Module) -> str:

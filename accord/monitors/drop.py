@@ -46,6 +46,6 @@ class Drop:
             self.name,
             f"chosen responses have become less likely than under the reference (mean reward {mean:.2f}), "
             "while the margin grows: the log-probs of both fall, the rejected one faster.",
-            "If they should rise, add an SFT term (objective: dpo_sft, or [dpo, {name: sft, weight: 0.1}]) "
+            "If they should rise, add an SFT term (objective: dpo_sft, alpha: 0.005) "
             "or push the rejected ones less (objective: flex_dpo, beta_rejected: 0.05).",
         )

@@ -23,7 +23,7 @@ def sft(demos: Demos) -> Tensor:
         [B], summed over each response's tokens and divided by the step's total of trained tokens (unit `token`), so
         the run's loss is nats per token. No fixed value at policy = reference: it is the data's NLL.
 
-    Source: the baseline of the field, no arXiv id; spec/objectives F1. Published codes differ in the divisor: TRL's
+    Source: the baseline of the field, no arXiv id. Published codes differ in the divisor: TRL's
     `sft` loss and CPO's NLL divide by the batch's tokens, as here; RPO sums; IRPO averages within each response.
 
     Example: with logp = -10, L = 10.0.

@@ -40,7 +40,7 @@ NEEDS = {
     "score": "output of a scalar head at each response's last token, [B]",
     "value": "output of a value head token by token, [B, L]",
     "state": "what the row's stats function returned as state at the step before, or None at the first",
-    "noise": "a torch.Generator drawn from (seed, step)",
+    "noise": "a number in [0, 1) for each example, drawn from (seed, step, record id), [B]",
     "progress": "share of the run that is done, in [0, 1]",
 }
 

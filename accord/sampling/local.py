@@ -83,7 +83,8 @@ def _generate(
     pad = chat.tokenizer.pad_token_id if chat.tokenizer.pad_token_id is not None else chat.stop_ids[0]
     ids = torch.tensor([[pad] * (width - len(c)) + c for c in contexts], device=device)
     mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=device)
-    options: dict[str, Any] = {"do_sample": temperature > 0}
+    # the model's own generation settings would shape the samples unseen, and their log-probs with them
+    options: dict[str, Any] = {"do_sample": temperature > 0, "repetition_penalty": 1.0, "min_new_tokens": None}
     if temperature > 0:
         options |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
     with torch.no_grad():

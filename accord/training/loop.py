@@ -179,7 +179,7 @@ class Loop:
             write_examples(self.folder / "examples" / f"steps-{first:07d}-{last:07d}.parquet", rows)
 
     def _cut(self, step: int) -> tuple[dict[str, float], bool]:
-        """Cuts what was written back to `step`; the last metrics that remain, and whether a verdict had ended the run."""
+        """Cuts what was written back to `step`; gives the last metrics left, and whether a verdict had ended it all."""
         if self.processes.first:
             for sink in (self.metrics, self.timing, self.verdicts):
                 sink.cut(step)

@@ -108,7 +108,7 @@ def train(
 
     Args:
         model: a folder, a run, a hub name, an adapter's folder, `smollm2`, or a transformers model (then pass `tokenizer`).
-        data: a file, folder, glob, hub name or bundled set (`slogans`, `verses`), a list of them, of records, or of
+        data: a file, folder, glob or bundled set (`slogans`, `verses`), a list of them, of records, or of
             maps {path, name, weight, columns, layout}; `weight` is the source's share against its size.
         objective: a name (`accord objectives` lists them), a weighted list, or a map from kind of feedback to objective.
         output: the run folder; by default the next free runs/NAME-N.
@@ -378,7 +378,7 @@ def spec(term: Term, data: Any) -> TermSpec:
     """What the schedule has to know of a term."""
     weights = source_weights(data)
     kept = {k: v for k, v in weights.items() if not term.sources or k in term.sources}
-    return TermSpec(term.name, term.share, kept if len(weights) else {}, term.both_classes)
+    return TermSpec(term.name, term.share, kept, term.both_classes)
 
 
 def held_batches(terms: dict[str, Term], records: list[Record], chat: Chat, size: int, seed: int) -> list[Batch]:
@@ -544,7 +544,7 @@ def run_folder(output: str | None, label: str, processes: Processes, *, resume: 
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"output={output} is a file, not a folder")
         if overwrite and processes.first:
-            known = {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "data.json"}
+            known = {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "data.json", "examples"}
             inside = {p.name for p in folder.iterdir()} if folder.exists() else set()
             if inside and not inside & known:
                 raise ConfigError(f"output={output} holds other things than a run; they were left alone")

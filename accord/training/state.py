@@ -106,7 +106,9 @@ class Checkpoints:
 def _plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _tensors(value: Any) -> Any:
@@ -114,4 +116,4 @@ def _tensors(value: Any) -> Any:
         if set(value) == {"tensor", "dtype"}:
             return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
         return {k: _tensors(v) for k, v in value.items()}
-    return value
+    return [_tensors(v) for v in value] if isinstance(value, list) else value

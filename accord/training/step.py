@@ -27,7 +27,7 @@ from accord.training.parallel import Processes, total_norm
 from accord.training.terms import Leaves, Outcome, Term, evaluate, measure, statistics
 
 Metrics = dict[str, tuple[float, float]]  # name -> (sum, count): a metric travels with its reduction; count 0: a sum
-Combine = Callable[[list[list[Tensor | None]]], list[Tensor | None]]
+Gradients = list[Tensor | None]  # one a trained parameter
 ENGINE_NEEDS = ("entropy", "hidden")
 
 
@@ -77,10 +77,25 @@ class Result:
     tokens: int
 
 
-def add_up(grads: list[list[Tensor | None]]) -> list[Tensor | None]:
+@dataclass
+class Sets:
+    """What a rule that combines sets of gradients may know: of each set its name (a term or a source), gradient, loss
+    (its part of the step's) and number of examples; and the names of the parameters."""
+
+    names: list[str]
+    grads: list[Gradients]
+    losses: list[float]
+    counts: list[int]
+    parameters: list[str]
+
+
+Combine = Callable[[Sets, dict[str, Any]], Gradients]  # the dict is the rule's memory; it is checkpointed
+
+
+def add_up(sets: Sets, state: dict[str, Any]) -> Gradients:
     """The plain way to combine sets of gradients: their sum."""
-    total = list(grads[0])
-    for other in grads[1:]:
+    total = list(sets.grads[0])
+    for other in sets.grads[1:]:
         total = [b if a is None else a if b is None else a + b for a, b in zip(total, other, strict=True)]
     return total
 
@@ -126,9 +141,9 @@ class Step:
         torch.manual_seed(int(seeded(self.seed, "torch", number, self.processes.rank).integers(2**31)))
         collected = self.collect(batch, number, progress)
         grads, metrics, examples = self.backward(collected)
-        self.combine(grads)
-        norm = self.update(learning_rates)
         metrics = self.processes.sum_counts(metrics)
+        self.combine(grads, collected.batch, metrics)
+        norm = self.update(learning_rates)
         return Result(metrics, norm, examples, sum(int((m.predictor >= 0).sum()) for m in collected.micros))
 
     # -- phases -------------------------------------------------------------------------------------------------------
@@ -139,16 +154,16 @@ class Step:
         divisors = {}
         for name, examples in batch.terms.items():
             by_token = self.terms[name].unit == "token"
-            role = next(iter(examples.roles.values()))
+            used = [i for role, r in examples.roles.items() if role != "mismatched" for i in r.ravel() if i >= 0]
             divisors[name] = (
-                float(sum(int(batch.sequences[i].trained.sum()) for i in role)) if by_token else float(len(examples))
+                float(sum(int(batch.sequences[i].trained.sum()) for i in used)) if by_token else float(len(examples))
             )
         direct = not any(self.terms[name].scores_batch_first for name in batch.terms)
         units = [places for _, _, places in batch.examples()] if direct else []
         singles = [(i,) for i in range(len(batch.sequences)) if not direct]
         groups = micro_batches(batch.sequences, units or singles, self.budget, self.scorer.layout)
         micros, owned = self._mine(batch, groups)
-        extra = {"progress": progress, "noise": torch.Generator().manual_seed(int(seeded(self.seed, "noise", number).integers(2**62)))}
+        extra = {"progress": progress, "noise": lambda record: seeded(self.seed, number, self.records[record].id).random()}
         collected = Collected(batch, micros, owned, divisors, self._references(batch), direct, extra)
         if not direct:
             collected.leaves = self._score_all(collected)
@@ -201,20 +216,20 @@ class Step:
                     [cotangent.get(n, torch.zeros_like(out[n])).to(out[n].dtype) for n in names],
                     retain_graph=number < len(cotangents) - 1,
                 )
-                if len(sets) > 1:
+                if self.partition != "all":
                     for i, p in enumerate(self.parameters):
                         if p.grad is not None:
                             held = stash[number][i]
                             stash[number][i] = p.grad if held is None else held + p.grad
                             p.grad = None
-        return (stash if len(sets) > 1 else [[p.grad for p in self.parameters]]), metrics, examples
+        return (stash if self.partition != "all" else [[p.grad for p in self.parameters]]), metrics, examples
 
     def cotangents(
         self, collected: Collected, leaves: Leaves, terms: dict[str, TermBatch], sets: list[str]
     ) -> tuple[list[dict[str, Tensor]], tuple[Metrics, list[Example]]]:
         """Gradient of the objectives with respect to the leaves, one dict for each set, and what was measured."""
         named = {"logp": leaves.tokens["logp"], **leaves.sequences}
-        named |= {k: v for k, v in leaves.tokens.items() if k in self.needs}
+        named |= {k: v for k, v in leaves.tokens.items() if k != "ref_logp"}
         for leaf in named.values():
             leaf.requires_grad_(True)
         totals: dict[str, Tensor] = {}
@@ -233,6 +248,9 @@ class Step:
                 with torch.enable_grad():
                     part = scaled[which].sum()
                 totals[key] = totals[key] + part if key in totals else part
+                if self.partition != "all":
+                    seen = {f"sets/{key}": (float(part.detach()), 0.0), f"sets/{key}/examples": (float(len(scaled[which])), 0.0)}
+                    add_metrics(metrics, seen)
             unit = float(sum(outcome.lengths["response"])) if term.unit == "token" and "response" in outcome.lengths else float(len(batch))
             add_metrics(metrics, {"loss": (float(scaled.detach().sum()), 0.0)})
             measured = measure(term, batch, outcome, unit)
@@ -251,11 +269,20 @@ class Step:
             found.append({k: torch.zeros_like(named[k]) if g is None else g for k, g in zip(keys, grads, strict=True)})
         return found, (metrics, examples)
 
-    def combine(self, grads: list[list[Tensor | None]]) -> None:
-        """Puts the gradient of the step where the optimizer looks for it."""
-        if len(grads) > 1:
-            for p, g in zip(self.parameters, self.combine_rule(grads), strict=True):
-                p.grad = g
+    def combine(self, grads: list[Gradients], batch: Batch, metrics: Metrics) -> None:
+        """Puts the gradient of the step where the optimizer looks for it.
+
+        The rule's memory lies under `combine` in the objective state, which is checkpointed.
+        """
+        if self.partition == "all":
+            return
+        names = self._set_names(batch)
+        losses = [metrics.get(f"sets/{n}", (0.0, 0.0))[0] for n in names]
+        counts = [int(metrics.get(f"sets/{n}/examples", (0.0, 0.0))[0]) for n in names]
+        sets = Sets(names, grads, losses, counts, [n for n, _ in trainable(self.scorer)])
+        memory = self.objective_state.setdefault("combine", {})
+        for p, g in zip(self.parameters, self.combine_rule(sets, memory), strict=True):
+            p.grad = g
 
     def update(self, learning_rates: dict[int, float] | None = None) -> float:
         """Clips, checks that everything is finite, steps; returns the norm before clipping.
@@ -341,16 +368,21 @@ class Step:
         found = self.reference.logp([batch.sequences[i] for i in used], self.budget) if used else []
         return {i: torch.from_numpy(np.asarray(logp)) for i, logp in zip(used, found, strict=True)}
 
+    def by_token(self, name: str) -> bool:
+        """True if the engine returns `name` for every predicted token, False if for every sequence."""
+        head = name.removeprefix("head:")
+        return name in ("logp", "entropy") or (head != name and self.scorer.heads[head].at == "tokens")  # type: ignore[union-attr]
+
     def _leaves(self, collected: Collected, micro: Micro, out: dict[str, Tensor]) -> Leaves:
         """Detached leaves of one forward pass, in the numbering of the batch's sequences."""
         device = self.scorer.device
         owner = torch.from_numpy(micro.owner).to(device)
-        tokens = {k: out[k].detach().to(self.dtype) for k in ("logp", *self.needs) if k in out and out[k].dim() == 1 and k != "hidden"}
+        tokens = {k: v.detach().to(self.dtype) for k, v in out.items() if self.by_token(k)}
         leaves = Leaves(tokens, owner, len(collected.batch.sequences))
         self._add_reference(collected, leaves, micro.owner)
         index = torch.from_numpy(micro.sequences).to(device)
         for name, value in out.items():
-            if name.startswith("head:") or name == "hidden":
+            if not self.by_token(name):
                 shape = (len(collected.batch.sequences), *value.shape[1:])
                 full = torch.zeros(shape, dtype=self.dtype, device=device)
                 leaves.sequences[name] = full.index_copy(0, index, value.detach().to(self.dtype))
@@ -375,14 +407,14 @@ class Step:
                 continue
             for place, i in enumerate(micro.sequences.tolist()):
                 mine = torch.from_numpy(micro.owner == i)
-                found[i] = {k: v[mine] if len(v) == len(mine) and k != "hidden" and not k.startswith("head:") else v[place] for k, v in out.items()}
+                found[i] = {k: v[mine] if self.by_token(k) else v[place] for k, v in out.items()}
         for other in self.processes.gather(found):
             found |= other
         order = sorted(found)
         device = self.scorer.device
         owner = np.concatenate([np.full(len(found[i]["logp"]), i) for i in order])
         names = found[order[0]].keys()
-        tokens = {k: torch.cat([found[i][k] for i in order]).to(device, self.dtype) for k in names if k in ("logp", "entropy")}
+        tokens = {k: torch.cat([found[i][k] for i in order]).to(device, self.dtype) for k in names if self.by_token(k)}
         leaves = Leaves(tokens, torch.from_numpy(owner).to(device), len(collected.batch.sequences))
         self._add_reference(collected, leaves, owner)
         for k in names:

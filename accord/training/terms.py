@@ -188,6 +188,8 @@ def _call(
         return assemble(kind, batch, total / lengths.clamp(min=1) if mean else total, lengths, role)
 
     def need(name: str) -> Any:
+        if name == "noise":
+            return torch.tensor([extra["noise"](int(r)) for r in batch.records], dtype=lengths.dtype, device=lengths.device)
         if name in extra:
             return extra[name]
         if name == "ref":
@@ -202,6 +204,8 @@ def _call(
             return zero if term.log_z == "one" else zero + float(term.log_z)
         if name in ("score", "hidden"):
             return assemble(kind, batch, leaves.sequences["head:score" if name == "score" else name], lengths)
+        if name == "value":
+            return assemble(kind, batch, *leaves.matrix("head:value"))
         if name == "entropy":
             return sequence("entropy")
         if name in ("tokens", "ref_tokens"):
@@ -217,16 +221,17 @@ def _call(
 def statistics(
     term: Term, batch: TermBatch, leaves: Leaves, extra: dict[str, Any], state: dict[str, Any]
 ) -> dict[str, Any]:
-    """Stats of each part over the whole global batch, by row name; `state` is read and renewed in place."""
+    """Stats of each part over the whole global batch, by the part's number; `state` is read and renewed in place."""
     found: dict[str, Any] = {}
-    for row, _, options in term.parts:
+    for number, (row, _, options) in enumerate(term.parts):
         function = table.stats_function(row.name)
         if function is None:
             continue
-        out = _call(function, row, term, batch, leaves, options, {**extra, "state": state.get(row.name)})
+        part = str(number)  # the same row may stand in a sum twice, with other options
+        out = _call(function, row, term, batch, leaves, options, {**extra, "state": state.get(part)})
         if "state" in row.stats_needs:
-            out, state[row.name] = out
-        found[row.name] = out
+            out, state[part] = out
+        found[part] = out
     return found
 
 
@@ -244,10 +249,11 @@ def evaluate(term: Term, batch: TermBatch, leaves: Leaves, stats: dict[str, Any]
     """The term's unreduced loss on the examples of `batch`, and what there is to measure."""
     loss = torch.zeros(len(batch), dtype=torch.float64, device=leaves.owner.device)
     loss = loss.to(leaves.tokens["logp"].dtype)
-    for row, weight, options in term.parts:
+    for number, (row, weight, options) in enumerate(term.parts):
         function = table.function(row.name)
+        known = {**extra, "stats": stats.get(str(number))}
         for _, seen in derive(row.feeds_on, batch):
-            loss = loss + weight * _call(function, row, term, seen, leaves, options, {**extra, "stats": stats.get(row.name)})
+            loss = loss + weight * _call(function, row, term, seen, leaves, options, known)
     with torch.no_grad():
         total, lengths = leaves.sums("logp"), leaves.lengths()
         reference = leaves.sums("ref_logp") if "ref_logp" in leaves.tokens else None
