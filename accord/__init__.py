@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
-__all__ = ["Record", "Response", "Judgement", "Message", "answer", "load", "train"]
+__all__ = ["Judgement", "Message", "Record", "Response", "answer", "load", "train"]
 
 if TYPE_CHECKING:
     from accord.data.records import Judgement, Message, Record, Response

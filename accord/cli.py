@@ -265,7 +265,7 @@ def quickstart(
     _quiet_libraries()
     from accord.quickstart import quickstart as run
 
-    run(output=output, seed=seed, precision=precision, overwrite=overwrite)
+    run(output=output, seed=seed, precision=precision, overwrite=overwrite)  # type: ignore[arg-type]
 
 
 @app.command(help="Write report.html of runs again from their folders.")

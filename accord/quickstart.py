@@ -7,14 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
 BUNDLED = Path(__file__).parent / "bundled"
 PROMPTS = 64
-SAMPLES = 2
+SAMPLES = 3
 TEMPERATURE = 0.7
 NEW_TOKENS = 24
 TRAINING: dict[str, Any] = {
@@ -25,7 +25,7 @@ TRAINING: dict[str, Any] = {
         "rankings": {"name": "dpo", "share": 0.2, "view": {"max_pairs": 3}},
     },
     "batch_size": 24,
-    "max_steps": 16,
+    "max_steps": 20,
     "learning_rate": 5e-5,
     "warmup": 0.1,
     "max_length": 256,
@@ -40,7 +40,13 @@ def held_out() -> list[tuple[str, str]]:
     return [(r["prompt"], r["rule"]) for r in rows if r["split"] == "held_out"][:PROMPTS]
 
 
-def quickstart(*, output: str = "runs/quickstart", seed: int = 0, precision: str = "auto", overwrite: bool = True) -> dict[str, Any]:
+def quickstart(
+    *,
+    output: str = "runs/quickstart",
+    seed: int = 0,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    overwrite: bool = True,
+) -> dict[str, Any]:
     """Samples, trains, samples again, compares; returns what `summary.json` then holds.
 
     summary.json gains `before`, `after`, `difference` (each mean, low, high: 95 % paired bootstrap over the prompts of
@@ -68,7 +74,7 @@ def quickstart(*, output: str = "runs/quickstart", seed: int = 0, precision: str
         from accord.training.run import train
 
         folder = models.resolve("smollm2")
-        policy = models.load(folder, precision=precision)  # type: ignore[arg-type]
+        policy = models.load(folder, precision=precision)
     asked = held_out()
     prompts = [Record(prompt=p, source="slogans") for p, _ in asked]
     chat = Chat(policy.tokenizer, max_length=256)
@@ -82,11 +88,19 @@ def quickstart(*, output: str = "runs/quickstart", seed: int = 0, precision: str
     def scored(texts: list[list[str]]) -> list[list[float]]:
         return [[rule(r)(t) for t in several] for (_, r), several in zip(asked, texts, strict=True)]
 
-    with stage("before", f"what it says to {len(prompts)} held-out prompts, {SAMPLES} answers each, temperature {TEMPERATURE}"):
+    with stage(
+        "before", f"what it says to {len(prompts)} held-out prompts, {SAMPLES} answers each, temperature {TEMPERATURE}"
+    ):
         said = sampled(policy)
     with stage("train", "training on the bundled slogans: demonstrations, ratings, pairs and rankings in one run"):
         run = train(
-            str(folder), "slogans", output=output, seed=seed, precision=precision, overwrite=overwrite, **TRAINING  # type: ignore[arg-type]
+            str(folder),
+            "slogans",
+            output=output,
+            seed=seed,
+            precision=precision,
+            overwrite=overwrite,
+            **TRAINING,
         )
     with stage("after", "what it says now"):
         says_now = sampled(run.policy)
@@ -122,13 +136,17 @@ def quickstart(*, output: str = "runs/quickstart", seed: int = 0, precision: str
     return summary
 
 
-def _show(out: Console, asked: Any, said: Any, now: Any, before: Any, after: Any, summary: dict[str, Any], folder: Path) -> None:
+def _show(
+    out: Console, asked: Any, said: Any, now: Any, before: Any, after: Any, summary: dict[str, Any], folder: Path
+) -> None:
     """The table of answers and the lines of numbers."""
     table = Table(show_lines=True, title="held-out prompts")
     for name in ("prompt", "before", "after"):
         table.add_column(name, overflow="fold", ratio=1)
     for i in range(0, len(asked), max(1, len(asked) // 8)):
-        table.add_row(asked[i][0], f"{said[i][0]} [dim]({before[i][0]:.2f})[/dim]", f"{now[i][0]} [dim]({after[i][0]:.2f})[/dim]")
+        table.add_row(
+            asked[i][0], f"{said[i][0]} [dim]({before[i][0]:.2f})[/dim]", f"{now[i][0]} [dim]({after[i][0]:.2f})[/dim]"
+        )
     out.print(table)
     for name in ("before", "after", "difference"):
         s = summary[name]
@@ -138,5 +156,7 @@ def _show(out: Console, asked: Any, said: Any, now: Any, before: Any, after: Any
     took = sum(summary["stages"].values())
     out.print("stages: " + ", ".join(f"{k} {v:.1f} s" for k, v in summary["stages"].items()) + f"; {took:.0f} s in all")
     sure = summary["difference"]["low"] > 0
-    out.print("[bold]better, and the interval excludes 0[/bold]" if sure else "the interval of the difference includes 0")
+    out.print(
+        "[bold]better, and the interval excludes 0[/bold]" if sure else "the interval of the difference includes 0"
+    )
     out.print(f"run folder: {folder}  (open {folder / 'report.html'})")

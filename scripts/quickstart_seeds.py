@@ -21,5 +21,6 @@ if __name__ == "__main__":
     for seed, summary in found.items():
         d, b, a = summary["difference"], summary["before"]["mean"], summary["after"]["mean"]
         took = sum(summary["stages"].values())
-        print(f"seed {seed}: {b:.3f} -> {a:.3f}, difference {d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}], {took:.0f} s")
+        between = f"[{d['low']:+.3f}, {d['high']:+.3f}]"
+        print(f"seed {seed}: {b:.3f} -> {a:.3f}, difference {d['mean']:+.3f} {between}, {took:.0f} s")
     sys.exit(any(s["difference"]["low"] <= 0 for s in found.values()))

@@ -54,7 +54,9 @@ def make_tokenizer(template: str | None = CHAT):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tok.train_from_iterator(["the quick brown fox jumps over the lazy dog", "hello world, how are you today?"] * 4, trainer)
+    tok.train_from_iterator(
+        ["the quick brown fox jumps over the lazy dog", "hello world, how are you today?"] * 4, trainer
+    )
     fast = PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
     fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     fast.chat_template = template

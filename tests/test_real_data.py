@@ -23,8 +23,8 @@ def dpo_on_hh(folder: Path, steps: int, limit: int) -> dict:
     model = data_file("tiny-lm/hf")
     records = sources.load(data_file("hh/helpful-base.test.jsonl.gz"), on_error="skip").records[:limit]
     run = accord.train(
-        str(model), records, "dpo", output=str(folder), max_steps=steps, batch_size=32, learning_rate=2e-4, max_length=192,
-        eval_fraction=0.25, precision="fp32", device="cpu", quiet=True,
+        str(model), records, "dpo", output=str(folder), max_steps=steps, batch_size=32, learning_rate=2e-4,
+        max_length=192, eval_fraction=0.25, precision="fp32", device="cpu", quiet=True,
     )  # fmt: skip
     rows = pq.read_table(folder / "examples").to_pylist()
     last = [r["loss"] for r in rows if r["step"] > steps * 0.9]

@@ -603,7 +603,12 @@ def records(draw):
         judgements.append(Judgement(kind="score", response=i, value=draw(numbers), attribute=draw(words)))
         if i:
             judgements.append(
-                Judgement(kind="preference", pair=(i, i - 1), value=draw(st.floats(0, 1, allow_subnormal=False)), by=draw(words))
+                Judgement(
+                    kind="preference",
+                    pair=(i, i - 1),
+                    value=draw(st.floats(0, 1, allow_subnormal=False)),
+                    by=draw(words),
+                )
             )
     return Record(
         prompt=draw(st.one_of(words, dialogue.map(tuple))),

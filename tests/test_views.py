@@ -415,7 +415,12 @@ def test_what_every_view_keeps(said, chosen, kind):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 20), min_size=2, max_size=40), st.floats(0, 0.9, allow_subnormal=False), st.integers(0, 3), st.randoms())
+@given(
+    st.lists(st.integers(0, 20), min_size=2, max_size=40),
+    st.floats(0, 0.9, allow_subnormal=False),
+    st.integers(0, 3),
+    st.randoms(),
+)
 def test_split_is_by_prompt_and_stable(prompts, fraction, seed, random):
     said = [record("a", prompt=str(p), source=str(i)) for i, p in enumerate(prompts)]
     train, held = split(said, fraction, seed)

@@ -42,7 +42,7 @@ SEAMS = {("training/run.py", "accord.report.render")}
 OUTSIDE: dict[str, set[str] | None] = {
     "errors": set(),
     "stats": {"numpy", "scipy"},
-    "sinks": set(),
+    "sinks": {"pyarrow"},  # examples are written as Parquet
     "objectives": {"torch"},
     "monitors": {"numpy"},
     "report": {"jinja2", "numpy", "pyarrow"},

@@ -164,7 +164,9 @@ class Schedule:
         given = sum(t.share for t in terms if t.share is not None)
         free = [t for t in terms if t.share is None]
         if any(t.share is not None and t.share <= 0 for t in terms) or (free and given >= 1):
-            raise ConfigError(f"shares must be above 0 and leave something for {', '.join(t.name for t in free) or 'all'}")
+            raise ConfigError(
+                f"shares must be above 0 and leave something for {', '.join(t.name for t in free) or 'all'}"
+            )
         sizes = {
             t.name: sum(t.source_weights.get(item.source, 1.0) for item in self.corpus.items[t.name]) for t in free
         }
@@ -294,9 +296,7 @@ def gather(corpus: Corpus, chosen: Mapping[str, Seq[int]]) -> Batch:
         roles = {
             role: _index([item.roles[role] for item in items], where) for role in (items[0].roles if items else {})
         }
-        values = {
-            key: _pad([item.values[key] for item in items]) for key in (items[0].values if items else {})
-        }
+        values = {key: _pad([item.values[key] for item in items]) for key in (items[0].values if items else {})}
         terms[name] = TermBatch(
             items[0].kind if items else "Demos",
             roles,

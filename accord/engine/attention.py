@@ -130,9 +130,7 @@ def _by_segment(q: Tensor, k: Tensor, v: Tensor, tree: Tree, options: dict[str, 
             keys = torch.cat([k[:, :, :p], k[:, :, at : at + n]], 2)
             values = torch.cat([v[:, :, :p], v[:, :, at : at + n]], 2)
             mask = torch.ones(n, p + n, dtype=torch.bool, device=q.device).tril(p)
-            pieces.append(
-                F.scaled_dot_product_attention(q[:, :, at : at + n], keys, values, attn_mask=mask, **options)
-            )
+            pieces.append(F.scaled_dot_product_attention(q[:, :, at : at + n], keys, values, attn_mask=mask, **options))
         at += n
     return pieces
 

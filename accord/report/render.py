@@ -9,7 +9,16 @@ from jinja2 import Environment, FileSystemLoader
 
 from accord.report.read import RunFolder, read
 
-CURVES = ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "grad_norm")  # fmt: skip
+CURVES = (
+    "loss",
+    "rewards/margins",
+    "rewards/accuracies",
+    "rewards/chosen",
+    "rewards/rejected",
+    "logps/chosen",
+    "logps/rejected",
+    "grad_norm",
+)
 WIDTH, HEIGHT = 340, 130
 
 

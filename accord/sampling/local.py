@@ -6,7 +6,8 @@ interrupted or repeated sampling gives the same answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as Seq
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from typing import Any
 
 import torch
@@ -100,7 +101,11 @@ def _generate(
         )
     new = out.sequences[:, width:].cpu()
     logprobs = torch.stack(
-        [s.float().log_softmax(-1).gather(-1, out.sequences[:, width + t, None])[:, 0] for t, s in enumerate(out.scores)], 1
+        [
+            s.float().log_softmax(-1).gather(-1, out.sequences[:, width + t, None])[:, 0]
+            for t, s in enumerate(out.scores)
+        ],
+        1,
     ).cpu()
     rows = []
     for line, lp in zip(new.tolist(), logprobs.tolist(), strict=True):

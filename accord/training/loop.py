@@ -12,13 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from accord.data.batches import Batch, Schedule
 from accord.errors import ConfigError
 from accord.monitors import Monitor, Verdict
-from accord.sinks import JsonLines
+from accord.sinks import JsonLines, write_examples
 from accord.training.parallel import Processes
 from accord.training.state import Checkpoints, Progress
 from accord.training.step import Example, Step, add_metrics, reduced
@@ -217,7 +214,9 @@ class Loop:
             raise ConfigError(f"best_metric={name!r} is not measured; there are {', '.join(sorted(evaluation))}")
         value = evaluation[name]
         higher = not name.endswith(("loss", "nll_per_token"))
-        better = progress.best_value is None or (value > progress.best_value) == higher and value != progress.best_value
+        better = progress.best_value is None or (
+            (value > progress.best_value) == higher and value != progress.best_value
+        )
         if better:
             progress.best_step, progress.best_value, progress.evals_since_best = progress.step, value, 0
         else:
@@ -230,38 +229,6 @@ class Loop:
     @staticmethod
     def _due(every: int | None, step: int) -> bool:
         return every is not None and step % every == 0
-
-
-def write_examples(path: Path, rows: list[tuple[int, Example]]) -> None:
-    """Trained examples as one Parquet file: step, record, term, source, loss, rewards, margin, log-probs, lengths."""
-
-    def column(part: str, role: str) -> list[float | None]:
-        return [getattr(e, part).get(role, getattr(e, part).get("response") if role == "chosen" else None) for _, e in rows]
-
-    chosen, rejected = column("rewards", "chosen"), column("rewards", "rejected")
-    table = pa.table(
-        {
-            "step": [s for s, _ in rows],
-            "record": [e.record for _, e in rows],
-            "term": [e.term for _, e in rows],
-            "source": [e.source for _, e in rows],
-            "loss": [e.loss for _, e in rows],
-            "rewards_chosen": pa.array(chosen, pa.float64()),
-            "rewards_rejected": pa.array(rejected, pa.float64()),
-            "margin": pa.array(
-                [a - b if a is not None and b is not None else None for a, b in zip(chosen, rejected, strict=True)],
-                pa.float64(),
-            ),
-            "logps_chosen": pa.array(column("logps", "chosen"), pa.float64()),
-            "logps_rejected": pa.array(column("logps", "rejected"), pa.float64()),
-            "length_chosen": pa.array(column("lengths", "chosen"), pa.float64()),
-            "length_rejected": pa.array(column("lengths", "rejected"), pa.float64()),
-        }
-    )
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """From what the user wrote after `objective:` to terms.
 
-    dpo                                              one term, fed with everything that can be seen as pairs
-    [dpo, {name: sft, weight: 0.1}]                  a weighted sum on the same examples
-    {demonstrations: sft, pairs: dpo, ratings: ulma} one term for each kind of feedback, in one run
+dpo                                              one term, fed with everything that can be seen as pairs
+[dpo, {name: sft, weight: 0.1}]                  a weighted sum on the same examples
+{demonstrations: sft, pairs: dpo, ratings: ulma} one term for each kind of feedback, in one run
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from accord.objectives import table
 from accord.training.terms import DERIVED, Term
 
 TERM_KEYS = ("weight", "share", "sources", "view", "length", "log_z")
-KIND_ALIASES = {"demos": "demonstrations", "preferences": "pairs", "scores": "ratings", "points": "ratings", "thumbs": "labels"}
+KIND_ALIASES = {
+    "demos": "demonstrations",
+    "preferences": "pairs",
+    "scores": "ratings",
+    "points": "ratings",
+    "thumbs": "labels",
+}
 
 
 def terms(
@@ -36,7 +42,7 @@ def terms(
         view, length, log_z: defaults for every term.
 
     Raises:
-        ConfigError: an unknown objective, kind or option; an option that nothing reads; parts that cannot share examples.
+        ConfigError: an unknown objective, kind or option; an option that nothing reads; parts that share no examples.
     """
     used: set[str] = set()
     common = {"view": view or {}, "length": length, "log_z": log_z}
@@ -61,7 +67,12 @@ def terms(
 
 
 def _term(
-    name: str, spec: Any, options: dict[str, Any], common: dict[str, Any], used: set[str], feedback: tuple[str, ...] | None
+    name: str,
+    spec: Any,
+    options: dict[str, Any],
+    common: dict[str, Any],
+    used: set[str],
+    feedback: tuple[str, ...] | None,
 ) -> Term:
     entries = spec if isinstance(spec, list) else [spec]
     if not entries:
@@ -72,7 +83,9 @@ def _term(
         entry = dict(entry) if isinstance(entry, dict) else {"name": entry}
         label = entry.pop("name", None)
         if not isinstance(label, str):
-            raise ConfigError(f"objective: an entry needs a name, like {{name: dpo, weight: 1.0}}; got {label or entry!r}")
+            raise ConfigError(
+                f"objective: an entry needs a name, like {{name: dpo, weight: 1.0}}; got {label or entry!r}"
+            )
         row = table.find(label)
         for key in TERM_KEYS[1:]:
             if key in entry:
@@ -123,8 +136,9 @@ def _feeds_on(rows: list[table.Row]) -> str:
             for row in rows:
                 if row.feeds_on != kind and (row.scores_batch_first or "mismatched" in row.stats_needs):
                     raise ConfigError(
-                        f"{row.name} compares examples of a whole batch of {row.feeds_on.lower()} and cannot be summed "
-                        f"with objectives on {kind.lower()}; give it its own kind of feedback, like {{labels: {row.name}}}"
+                        f"{row.name} compares examples of a whole batch of {row.feeds_on.lower()} and cannot be "
+                        f"summed with objectives on {kind.lower()}; "
+                        f"give it its own kind of feedback, like {{labels: {row.name}}}"
                     )
             return kind
     raise ConfigError(

@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence as Seq
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 
-from accord.data import sources
-from accord.data.batches import Batch, Corpus, Schedule, TermSpec, gather, seeded
+from accord.data.batches import Batch, Corpus, Schedule
 from accord.data.chat import Chat
 from accord.data.records import Record
-from accord.data.views import Counts, Example, split, view as view_records
+from accord.data.views import Counts, split
 from accord.engine import models
 from accord.engine.logprobs import Scorer, flush_denormals
 from accord.engine.reference import Reference
 from accord.errors import AccordError, ConfigError
 from accord.monitors.drop import Drop
 from accord.sinks import write_json
-from accord.stats import proportion
 from accord.training import parallel, plan
-from accord.training.loop import Finished, Loop, LoopOptions
+from accord.training.inputs import (
+    data_names,
+    data_story,
+    held_batches,
+    leak_checked,
+    read,
+    referenced,
+    spec,
+    view_terms,
+    walk,
+)
+from accord.training.loop import Loop, LoopOptions
+from accord.training.outcome import card, library, summarise, write_config
 from accord.training.parallel import Processes
 from accord.training.state import Checkpoints, Progress
 from accord.training.step import Step, TrainingError, reduced
 from accord.training.terms import Term
 from accord.training.watch import Console, Quiet
-
-HELD_AT_MOST = 512
 
 
 @dataclass
@@ -107,10 +113,10 @@ def train(
     """Aligns a model with feedback and writes a run folder.
 
     Args:
-        model: a folder, a run, a hub name, an adapter's folder, `smollm2`, or a transformers model (then pass `tokenizer`).
+        model: a folder, a run, a hub name, an adapter's folder, `smollm2`, or a transformers model object.
         data: a file, folder, glob or bundled set (`slogans`, `verses`), a list of them, of records, or of
             maps {path, name, weight, columns, layout}; `weight` is the source's share against its size.
-        objective: a name (`accord objectives` lists them), a weighted list, or a map from kind of feedback to objective.
+        objective: a name (`accord objectives` lists them), a weighted list, or a map from kind of feedback to one.
         output: the run folder; by default the next free runs/NAME-N.
         tokenizer: only with a model object.
         eval_data: held-out data; without it `eval_fraction` of the prompts is held out.
@@ -163,7 +169,11 @@ def train(
     if "translated" in settings:
         say(settings.pop("translated"))
     terms = plan.terms(objective, settings, view=view, length=length, log_z=log_z)
-    for name, value, low in (("batch_size", batch_size, 1), ("epochs", epochs, 1e-9), ("keep_checkpoints", keep_checkpoints, 1)):
+    for name, value, low in (
+        ("batch_size", batch_size, 1),
+        ("epochs", epochs, 1e-9),
+        ("keep_checkpoints", keep_checkpoints, 1),
+    ):
         if value < low:
             raise ConfigError(f"{name}={value} must be at least {low:g}")
     if not 0 <= eval_fraction < 1:
@@ -211,6 +221,8 @@ def train(
     budget = token_budget(tokens_per_micro_batch, scorer)
     if learning_rate is None:
         learning_rate = default_rate(terms, lora_options)
+    for what, times in counts.totals().items():
+        say(f"  {what}: {times:,}")
     for term in terms.values():
         n = len(corpus.items[term.name])
         kinds = ", ".join(term.feedback) if term.feedback else "all feedback"
@@ -222,6 +234,7 @@ def train(
     )
 
     # reference and optimizer ----------------------------------------------------------------------------------------
+    parallel.on_first(processes, lambda: (folder / "examples").mkdir(parents=True, exist_ok=True))
     checkpoints = Checkpoints(folder / "checkpoints", processes, keep_checkpoints)
     stored = checkpoints.steps()
     ref = reference_of(
@@ -243,7 +256,10 @@ def train(
         wanted += [s for b in held for s in referenced(step, b)]
         with watcher.task("reference log-probs") as advance:
             computed = ref.prepare(wanted, budget, advance)
-        say(f"reference {ref.name!r} ({ref.key[:8]}): {computed:,} log-probs computed, {len({s.key for s in wanted}) - computed:,} from the cache")
+        say(
+            f"reference {ref.name!r} ({ref.key[:8]}): {computed:,} log-probs computed, "
+            f"{len({s.key for s in wanted}) - computed:,} from the cache"
+        )
     # null is a choice where the default is not null
     resolved = {k: v for k, v in given.items() if v is not None or k == "max_grad_norm"} | {
         "model": str(model) if isinstance(model, (str, Path)) else policy.name,
@@ -276,7 +292,11 @@ def train(
     )  # fmt: skip
     with watcher.training(steps, progress.step):
         finished = loop.run(progress)
-    if save_best and finished.progress.best_step not in (None, finished.progress.step) and finished.reason != "interrupted":
+    if (
+        save_best
+        and finished.progress.best_step not in (None, finished.progress.step)
+        and finished.reason != "interrupted"
+    ):
         checkpoints.load(step, int(finished.progress.best_step or 0))
         finished.evaluation, finished.held = loop.evaluate(finished.progress.step, write=False)
         say(f"model/ holds the best weights, of step {finished.progress.best_step}")
@@ -294,158 +314,6 @@ def train(
     processes.wait()
     watcher.done(folder, summary)
     return Run(folder, summary, policy, records, held_records)
-
-
-# -- data -------------------------------------------------------------------------------------------------------------
-
-
-def read(data: Any, on_error: str, counts: Counts) -> tuple[list[Record], list[str]]:
-    """Records of everything that `data` names, and one line on each source."""
-    if isinstance(data, (str, Path, Mapping)) or (isinstance(data, Seq) and data and isinstance(data[0], Record)):
-        data = [data]
-    records: list[Record] = []
-    told: list[str] = []
-    for entry in data:
-        if isinstance(entry, Seq) and not isinstance(entry, str):
-            records += entry
-            told.append(f"{len(entry):,} records from memory")
-            continue
-        entry = dict(entry) if isinstance(entry, Mapping) else {"path": entry}
-        unknown = set(entry) - {"path", "name", "weight", "columns", "layout"}
-        if unknown or "path" not in entry:
-            raise ConfigError(f"data: an entry is {{path, name, weight, columns, layout}}; got {sorted(entry)}")
-        loaded = sources.load(
-            entry["path"], source=entry.get("name"), columns=entry.get("columns"), layout=entry.get("layout"), on_error=on_error
-        )  # fmt: skip
-        for problem in loaded.problems:
-            counts.add(f"skipped: {problem.what}", problem)
-        records += loaded.records
-        told.append(loaded.told)
-    if not records:
-        raise AccordError("the data holds no record")
-    return records, told
-
-
-def source_weights(data: Any) -> dict[str, float]:
-    """Weights of the sources that were given one."""
-    entries = data if isinstance(data, Seq) and not isinstance(data, str) else [data]
-    found = {}
-    for entry in entries:
-        if isinstance(entry, Mapping) and "weight" in entry:
-            name = entry.get("name") or sources.source_name(entry["path"])
-            found[name] = float(entry["weight"])
-            if found[name] <= 0:
-                raise ConfigError(f"data: weight of {name!r} must be above 0")
-    return found
-
-
-def data_names(data: Any) -> Any:
-    """`data` as it can be written to config.yaml."""
-    if isinstance(data, (str, Path)):
-        return str(data)
-    if isinstance(data, Mapping):
-        return {k: str(v) if isinstance(v, Path) else v for k, v in data.items()}
-    if isinstance(data, Seq) and data and isinstance(data[0], Record):
-        return f"{len(data)} records from memory"
-    return [data_names(d) for d in data]
-
-
-def leak_checked(records: list[Record], held: list[Record], counts: Counts) -> list[Record]:
-    """Training records whose prompt is not held out."""
-    keys = {r.prompt_key for r in held}
-    kept = [r for r in records if r.prompt_key not in keys]
-    for r in records:
-        if r.prompt_key in keys:
-            counts.add("dropped: the prompt is held out", r)
-    if not kept:
-        raise AccordError("every prompt of data is in eval_data too; nothing is left to train on")
-    return kept
-
-
-def view_terms(terms: dict[str, Term], records: list[Record], counts: Counts) -> dict[str, list[Example]]:
-    """What every term is fed with."""
-    known = sorted({r.source for r in records})
-    found = {}
-    for name, term in terms.items():
-        if term.sources and (missing := set(term.sources) - set(known)):
-            raise ConfigError(f"{name}: no source is called {sorted(missing)}; there are {known}")
-        seen = view_records(records, term.feeds_on, term.view, feedback=term.feedback, counts=counts)
-        found[name] = [e for e in seen if not term.sources or e.source in term.sources]
-    return found
-
-
-def spec(term: Term, data: Any) -> TermSpec:
-    """What the schedule has to know of a term."""
-    weights = source_weights(data)
-    kept = {k: v for k, v in weights.items() if not term.sources or k in term.sources}
-    return TermSpec(term.name, term.share, kept, term.both_classes)
-
-
-def held_batches(terms: dict[str, Term], records: list[Record], chat: Chat, size: int, seed: int) -> list[Batch]:
-    """The held-out examples in fixed batches, at most `HELD_AT_MOST` a term."""
-    if not records:
-        return []
-    counts = Counts()
-    found = view_terms(replace_sources(terms), records, counts)
-    for name, examples in found.items():
-        if len(examples) > HELD_AT_MOST:
-            keep = sorted(seeded(seed, "held", name).permutation(len(examples))[:HELD_AT_MOST])
-            found[name] = [examples[i] for i in keep]
-    corpus = Corpus.build(records, found, chat, counts)
-    batches = []
-    count = max((math.ceil(len(v) / size) for v in corpus.items.values()), default=0)
-    for b in range(count):
-        chosen = {n: list(range(b, len(v), count)) for n, v in corpus.items.items() if b < len(v)}
-        chosen = {n: i for n, i in chosen.items() if "mismatched" not in terms[n].needs or _several_prompts(corpus, n, i)}
-        if chosen:
-            batches.append(gather(corpus, chosen))
-    return batches
-
-
-def _several_prompts(corpus: Corpus, name: str, indices: list[int]) -> bool:
-    """Whether an objective finds other prompts' responses among these examples."""
-    return len({corpus.sequences[p].context.tobytes() for i in indices for p in corpus.items[name][i].places}) > 1
-
-
-def replace_sources(terms: dict[str, Term]) -> dict[str, Term]:
-    """The same terms without source filters: held-out data may have other names."""
-    return {k: replace(t, sources=None) for k, t in terms.items()}
-
-
-def walk(schedule: Schedule, steps: int) -> Iterator[Batch]:
-    """Every batch of the run, at most once a distinct one."""
-    for number in range(steps):
-        yield schedule.batch(number)
-
-
-def referenced(step: Step, batch: Batch) -> list[Any]:
-    """The sequences of a batch whose reference log-probs are needed."""
-    whole = step.complete(batch)
-    used = {
-        int(i)
-        for name, t in whole.terms.items()
-        if step.terms[name].needs_reference
-        for role in t.roles.values()
-        for i in role.ravel()
-        if i >= 0
-    }
-    return [whole.sequences[i] for i in sorted(used)]
-
-
-def data_story(told: list[str], counts: Counts, corpus: Corpus, records: list[Record], held: list[Record]) -> dict[str, Any]:
-    """What was taken, cut and dropped, with examples."""
-    return {
-        "told": told,
-        "records": len(records),
-        "held_out": len(held),
-        "sequences": len(corpus.sequences),
-        "tokens": {
-            "context": int(sum(len(s.context) for s in corpus.sequences)),
-            "trained": int(sum(s.trained.sum() for s in corpus.sequences)),
-        },
-        "examples": {name: len(items) for name, items in corpus.items.items()},
-        "decisions": counts.as_dict(),
-    }
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
@@ -507,7 +375,9 @@ def parameter_groups(
     """Optimizer groups: each component with its learning rate; vectors (norms, biases) never decay."""
     groups: dict[tuple[str, bool], list[Any]] = {}
     for name, p in models.trainable(scorer):
-        component = f"head:{name.split('.')[1]}" if name.startswith("heads.") else "adapter" if ".lora_" in name else "trunk"
+        component = (
+            f"head:{name.split('.')[1]}" if name.startswith("heads.") else "adapter" if ".lora_" in name else "trunk"
+        )
         groups.setdefault((component, p.ndim > 1), []).append(p)
     components = {c for c, _ in groups}
     for key in rates:
@@ -555,10 +425,9 @@ def run_folder(output: str | None, label: str, processes: Processes, *, resume: 
         if done:
             raise ConfigError(f"{folder} holds a finished run; choose another output, or overwrite: true")
         if started and resume == "never":
-            raise ConfigError(f"{folder} holds an unfinished run; resume: auto goes on with it, overwrite: true removes it")
-    if processes.first:
-        (folder / "examples").mkdir(parents=True, exist_ok=True)
-    processes.wait()
+            raise ConfigError(
+                f"{folder} holds an unfinished run; resume: auto goes on with it, overwrite: true removes it"
+            )
     return folder
 
 
@@ -617,9 +486,21 @@ def reference_of(
             yield frozen
 
         opened = copied
+    if not start and not isinstance(models.resolve(asked), Path):
+        raise ConfigError(
+            f"reference={asked!r}: give a folder or a run, so that its weights have an identity, or start"
+        )
     key = policy.key if start else models.content_key(models.resolve(asked))
     return Reference(
-        name, key, opened, policy.scorer.compute, folder, mode, processes.rank, processes.world, processes.gather  # type: ignore[arg-type]
+        name,
+        key,
+        opened,
+        policy.scorer.compute,
+        folder,
+        mode,  # type: ignore[arg-type]
+        processes.rank,
+        processes.world,
+        processes.gather,
     )
 
 
@@ -655,7 +536,9 @@ def check_start(step: Step, batch: Batch, ref: Reference, policy: models.Policy)
             mean = sum(seen) / len(seen)
             slack = (0.02 if step.scorer.compute == torch.float32 else 0.2) * max(1.0, abs(known))
             if abs(mean - known) > slack:
-                raise TrainingError(f"the loss of {name} at policy = reference is {mean:.4f}, but it must be {known:.4f}")
+                raise TrainingError(
+                    f"the loss of {name} at policy = reference is {mean:.4f}, but it must be {known:.4f}"
+                )
             values[f"{name}/expected_loss"] = known
     return values
 
@@ -681,97 +564,3 @@ def replace_records(step: Step, records: list[Record]) -> Step:
     other = copy.copy(step)
     other.records = records
     return other
-
-
-# -- what comes out ---------------------------------------------------------------------------------------------------
-
-
-def write_config(path: Path, resolved: dict[str, Any], policy: models.Policy, ref: Reference | None) -> None:
-    """config.yaml: every setting as resolved, and in comments what they resolved to."""
-    head = [
-        f"# accord {importlib.metadata.version('accord-align')}; torch {torch.__version__}",
-        f"# policy {policy.name}, content {policy.key}",
-    ]
-    if ref is not None:
-        head.append(f"# reference {ref.name}, content {ref.key}, {ref.mode}")
-    body = yaml.safe_dump(_plain(resolved), sort_keys=False, allow_unicode=True)
-    models.write_whole(path, "\n".join(head) + "\n" + body)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
-
-
-def summarise(
-    finished: Finished, terms: dict[str, Term], corpus: Corpus, ref: Reference | None, seconds: float
-) -> dict[str, Any]:
-    """summary.json: how it ended, the last and held-out numbers, accuracy with its interval and its baseline."""
-    summary: dict[str, Any] = {
-        "finished": finished.reason,
-        "steps": finished.progress.step,
-        "best_step": finished.progress.best_step,
-        "examples": {name: len(items) for name, items in corpus.items.items()},
-        "reference": None if ref is None else {"name": ref.name, "key": ref.key, "mode": ref.mode},
-        "start": finished.progress.start,
-        "train": finished.last,
-        "held_out": finished.evaluation,
-        "seconds": round(seconds, 1),
-    }
-    pairs = [e for e in finished.held if "rejected" in e.rewards]
-    if pairs:
-        right = sum(e.rewards["chosen"] > e.rewards["rejected"] for e in pairs)
-        longer = sum(
-            1.0 if e.lengths["chosen"] > e.lengths["rejected"] else 0.5 if e.lengths["chosen"] == e.lengths["rejected"] else 0.0
-            for e in pairs
-        )
-        summary["held_out_accuracy"] = proportion(right, len(pairs)).as_dict() | {"pairs": len(pairs)}
-        summary["longer_is_better"] = proportion(longer, len(pairs)).as_dict() | {"pairs": len(pairs)}
-    return summary
-
-
-def library(policy: models.Policy) -> str:
-    """What loads `model/`: peft for an adapter, transformers for whole weights (also those of stacked adapters)."""
-    return "peft" if policy.lora is not None and not policy.stacked else "transformers"
-
-
-def card(resolved: dict[str, Any], summary: dict[str, Any], told: list[str], library: str) -> str:
-    """The model card: what it was made from, how, and what came out."""
-    base = resolved["model"]
-    numbers = {**{f"train {k}": v for k, v in summary["train"].items()}, **summary["held_out"]}
-    rows = "\n".join(f"| {k} | {v:.4g} |" for k, v in numbers.items() if isinstance(v, float))
-    accuracy = summary.get("held_out_accuracy")
-    sentence = (
-        f"\nHeld-out accuracy {accuracy['mean']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] on {accuracy['pairs']} "
-        f"pairs; choosing the longer answer: {summary['longer_is_better']['mean']:.3f}.\n"
-        if accuracy
-        else ""
-    )
-    options = yaml.safe_dump(_plain({k: v for k, v in resolved.items() if k != "output"}), sort_keys=False, allow_unicode=True)
-    listed = "\n".join(f"- {t}" for t in told)
-    front = yaml.safe_dump({"base_model": base, "library_name": library, "tags": ["accord"]})
-    return f"""---
-{front}---
-
-# {Path(str(base)).name}, aligned with Accord
-
-Trained from `{base}` with objective `{resolved["objective"]}`, {summary["steps"]} updates of {resolved["batch_size"]} examples.
-
-## Data
-
-{listed}
-
-## Results
-
-| metric | value |
-| --- | --- |
-{rows}
-{sentence}
-## Options
-
-```yaml
-{options}```
-"""

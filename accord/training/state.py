@@ -53,7 +53,9 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
-        return sorted(int(p.name.removeprefix("step-")) for p in self.folder.glob("step-*") if (p / "progress.json").exists())
+        return sorted(
+            int(p.name.removeprefix("step-")) for p in self.folder.glob("step-*") if (p / "progress.json").exists()
+        )
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step}"

@@ -9,7 +9,8 @@ tokens in the global batch, so its weight means the same whatever stands beside 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence as Seq
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -136,7 +137,9 @@ class Step:
         self.needs = frozenset(n for t in terms.values() for n in t.needs if n in ENGINE_NEEDS)
         self.dtype = torch.float32 if scorer.device.type == "mps" else torch.float64
 
-    def __call__(self, batch: Batch, number: int, learning_rates: dict[int, float] | None = None, progress: float = 0.0) -> Result:
+    def __call__(
+        self, batch: Batch, number: int, learning_rates: dict[int, float] | None = None, progress: float = 0.0
+    ) -> Result:
         """Phases one after another; `number` is the step's, from 0, and `learning_rates` one for each group."""
         torch.manual_seed(int(seeded(self.seed, "torch", number, self.processes.rank).integers(2**31)))
         collected = self.collect(batch, number, progress)
@@ -163,7 +166,10 @@ class Step:
         singles = [(i,) for i in range(len(batch.sequences)) if not direct]
         groups = micro_batches(batch.sequences, units or singles, self.budget, self.scorer.layout)
         micros, owned = self._mine(batch, groups)
-        extra = {"progress": progress, "noise": lambda record: seeded(self.seed, number, self.records[record].id).random()}
+        extra = {
+            "progress": progress,
+            "noise": lambda record: seeded(self.seed, number, self.records[record].id).random(),
+        }
         collected = Collected(batch, micros, owned, divisors, self._references(batch), direct, extra)
         if not direct:
             collected.leaves = self._score_all(collected)
@@ -249,9 +255,16 @@ class Step:
                     part = scaled[which].sum()
                 totals[key] = totals[key] + part if key in totals else part
                 if self.partition != "all":
-                    seen = {f"sets/{key}": (float(part.detach()), 0.0), f"sets/{key}/examples": (float(len(scaled[which])), 0.0)}
+                    seen = {
+                        f"sets/{key}": (float(part.detach()), 0.0),
+                        f"sets/{key}/examples": (float(len(scaled[which])), 0.0),
+                    }
                     add_metrics(metrics, seen)
-            unit = float(sum(outcome.lengths["response"])) if term.unit == "token" and "response" in outcome.lengths else float(len(batch))
+            unit = (
+                float(sum(outcome.lengths["response"]))
+                if term.unit == "token" and "response" in outcome.lengths
+                else float(len(batch))
+            )
             add_metrics(metrics, {"loss": (float(scaled.detach().sum()), 0.0)})
             measured = measure(term, batch, outcome, unit)
             if len(self.terms) > 1:
@@ -299,7 +312,9 @@ class Step:
                 "Lower learning_rate, or train with precision: fp32"
             )
         if self.max_grad_norm is not None and norm > self.max_grad_norm:
-            torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], self.max_grad_norm / (norm + 1e-6))
+            torch._foreach_mul_(
+                [p.grad for p in self.parameters if p.grad is not None], self.max_grad_norm / (norm + 1e-6)
+            )
         for number, rate in (learning_rates or {}).items():
             self.optimizer.param_groups[number]["lr"] = rate
         self.optimizer.step()
@@ -402,7 +417,9 @@ class Step:
         found: dict[int, dict[str, Tensor]] = {}
         for micro, own in zip(collected.micros, collected.owned, strict=True):
             with torch.no_grad(), no_dropout(self.scorer):
-                out = {k: v.float().cpu() for k, v in self.scorer(Row.of(micro, self.scorer.device), self.needs).items()}
+                out = {
+                    k: v.float().cpu() for k, v in self.scorer(Row.of(micro, self.scorer.device), self.needs).items()
+                }
             if not own:
                 continue
             for place, i in enumerate(micro.sequences.tolist()):
@@ -455,7 +472,9 @@ class Step:
             return [("all", slice(None))]
         if self.partition == "term":
             return [(name, slice(None))]
-        return [(s, torch.tensor([i for i, o in enumerate(batch.sources) if o == s])) for s in sorted(set(batch.sources))]
+        return [
+            (s, torch.tensor([i for i, o in enumerate(batch.sources) if o == s])) for s in sorted(set(batch.sources))
+        ]
 
     def _check(self, term: Term, batch: TermBatch, outcome: Outcome) -> None:
         bad = (~torch.isfinite(outcome.loss.detach())).nonzero().flatten().tolist()

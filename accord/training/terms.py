@@ -110,7 +110,9 @@ class Leaves:
         return out, mask
 
 
-def assemble(kind: str, batch: TermBatch, statistic: Tensor, lengths: Tensor, roles: dict[str, str] | None = None) -> Any:
+def assemble(
+    kind: str, batch: TermBatch, statistic: Tensor, lengths: Tensor, roles: dict[str, str] | None = None
+) -> Any:
     """A per-sequence statistic [N] as `kind`, by the batch's index tensors.
 
     roles: which role stands for `response`; by default itself.
@@ -189,7 +191,9 @@ def _call(
 
     def need(name: str) -> Any:
         if name == "noise":
-            return torch.tensor([extra["noise"](int(r)) for r in batch.records], dtype=lengths.dtype, device=lengths.device)
+            return torch.tensor(
+                [extra["noise"](int(r)) for r in batch.records], dtype=lengths.dtype, device=lengths.device
+            )
         if name in extra:
             return extra[name]
         if name == "ref":

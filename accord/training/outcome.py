@@ -1,0 +1,116 @@
+"""What comes out of a run beside its weights: settings as resolved, the summary, the model card."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from accord.data.batches import Corpus
+from accord.engine import models
+from accord.engine.reference import Reference
+from accord.stats import proportion
+from accord.training.loop import Finished
+from accord.training.terms import Term
+
+
+def write_config(path: Path, resolved: dict[str, Any], policy: models.Policy, ref: Reference | None) -> None:
+    """config.yaml: every setting as resolved, and in comments what they resolved to."""
+    head = [
+        f"# accord {importlib.metadata.version('accord-align')}; torch {torch.__version__}",
+        f"# policy {policy.name}, content {policy.key}",
+    ]
+    if ref is not None:
+        head.append(f"# reference {ref.name}, content {ref.key}, {ref.mode}")
+    body = yaml.safe_dump(_plain(resolved), sort_keys=False, allow_unicode=True)
+    models.write_whole(path, "\n".join(head) + "\n" + body)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
+
+
+def summarise(
+    finished: Finished, terms: dict[str, Term], corpus: Corpus, ref: Reference | None, seconds: float
+) -> dict[str, Any]:
+    """summary.json: how it ended, the last and held-out numbers, accuracy with its interval and its baseline."""
+    summary: dict[str, Any] = {
+        "finished": finished.reason,
+        "steps": finished.progress.step,
+        "best_step": finished.progress.best_step,
+        "examples": {name: len(items) for name, items in corpus.items.items()},
+        "reference": None if ref is None else {"name": ref.name, "key": ref.key, "mode": ref.mode},
+        "start": finished.progress.start,
+        "train": finished.last,
+        "held_out": finished.evaluation,
+        "seconds": round(seconds, 1),
+    }
+    pairs = [e for e in finished.held if "rejected" in e.rewards]
+    if pairs:
+        right = sum(e.rewards["chosen"] > e.rewards["rejected"] for e in pairs)
+        longer = sum(
+            1.0
+            if e.lengths["chosen"] > e.lengths["rejected"]
+            else 0.5
+            if e.lengths["chosen"] == e.lengths["rejected"]
+            else 0.0
+            for e in pairs
+        )
+        summary["held_out_accuracy"] = proportion(right, len(pairs)).as_dict() | {"pairs": len(pairs)}
+        summary["longer_is_better"] = proportion(longer, len(pairs)).as_dict() | {"pairs": len(pairs)}
+    return summary
+
+
+def library(policy: models.Policy) -> str:
+    """What loads `model/`: peft for an adapter, transformers for whole weights (also those of stacked adapters)."""
+    return "peft" if policy.lora is not None and not policy.stacked else "transformers"
+
+
+def card(resolved: dict[str, Any], summary: dict[str, Any], told: list[str], library: str) -> str:
+    """The model card: what it was made from, how, and what came out."""
+    base = resolved["model"]
+    numbers = {**{f"train {k}": v for k, v in summary["train"].items()}, **summary["held_out"]}
+    rows = "\n".join(f"| {k} | {v:.4g} |" for k, v in numbers.items() if isinstance(v, float))
+    accuracy = summary.get("held_out_accuracy")
+    sentence = (
+        f"\nHeld-out accuracy {accuracy['mean']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] on "
+        f"{accuracy['pairs']} pairs; choosing the longer answer: {summary['longer_is_better']['mean']:.3f}.\n"
+        if accuracy
+        else ""
+    )
+    options = yaml.safe_dump(
+        _plain({k: v for k, v in resolved.items() if k != "output"}), sort_keys=False, allow_unicode=True
+    )
+    listed = "\n".join(f"- {t}" for t in told)
+    front = yaml.safe_dump({"base_model": base, "library_name": library, "tags": ["accord"]})
+    return f"""---
+{front}---
+
+# {Path(str(base)).name}, aligned with Accord
+
+Trained from `{base}` with objective `{resolved["objective"]}`,
+{summary["steps"]} updates of {resolved["batch_size"]} examples.
+
+## Data
+
+{listed}
+
+## Results
+
+| metric | value |
+| --- | --- |
+{rows}
+{sentence}
+## Options
+
+```yaml
+{options}```
+"""
