@@ -494,3 +494,22 @@ def test_a_template_of_the_user_that_does_not_parse():
 def test_too_short_a_limit():
     with pytest.raises(ConfigError, match="max_length=4"):
         Chat(make_tokenizer(), max_length=4)
+
+
+def test_sampled_ids_of_several_turns_train_whose_tokens_they_are(tokenizer):
+    from accord.data.records import Message
+
+    chat = Chat(tokenizer)
+    turns = (
+        Message(role="assistant", content="look it up"),
+        Message(role="tool", content="secret"),
+        Message(role="assistant", content="found"),
+    )
+    with pytest.raises(ValueError, match="several turns need 'trained'"):
+        Response(messages=turns, token_ids=(5, 6, 7), tokenizer=chat.key)
+    response = Response(
+        messages=turns, token_ids=(5, 6, 7), tokenizer=chat.key, trained=(True, False, True), finish="length"
+    )
+    [sequence] = chat.encode(Record(prompt="p", responses=(response,)), [Branch(0, 0)], Counts())
+    assert sequence.ids.tolist() == [5, 6, 7]
+    assert sequence.trained.tolist() == [True, False, True]

@@ -209,9 +209,11 @@ class Chat:
         ended = response.finish != "length"
         if response.token_ids is not None and response.tokenizer == self.key:
             ids = list(response.token_ids)
+            trained = list(response.trained or [True] * len(ids))
             if ended and self.end_id is not None and (not ids or ids[-1] not in self.stop_ids):
                 ids.append(self.end_id)
-            return ids, [True] * len(ids)
+                trained.append(True)
+            return ids, trained
         if response.messages is not None and len(response.messages) > 1:
             return self._turns(record, messages, response, context, context_ids)
         turn = response.messages[0] if response.messages else Message(role="assistant", content=response.plain_text)

@@ -56,8 +56,9 @@ class Response(_Fact):
 
     Exactly one of `text` and `messages` is given; messages may hold several assistant turns (and the user and tool
     turns between them, which are never trained). `token_ids`, made under the tokenizer whose key is `tokenizer`,
-    are used as they are and never tokenised again. `finish`: `stop` (it ended: the end token is trained), `length`
-    (it was cut off: no end token is trained), `unknown` (taken as ended).
+    are used as they are and never tokenised again; `trained` says which of them count (all, if it is absent).
+    `finish`: `stop` (it ended: the end token is trained), `length` (it was cut off: no end token is trained),
+    `unknown` (taken as ended).
     """
 
     text: str | None = None
@@ -65,6 +66,7 @@ class Response(_Fact):
     token_ids: tuple[int, ...] | None = None
     tokenizer: str | None = None
     sampling_logprobs: tuple[float, ...] | None = None  # nats, one a token of token_ids
+    trained: tuple[bool, ...] | None = None  # one a token of token_ids: False where others spoke (tools, users)
     finish: Literal["stop", "length", "unknown"] = "unknown"
     sampler: Sampler | None = None
     revised_from: int | None = None  # index of the response of this record that it rewrites
@@ -78,6 +80,10 @@ class Response(_Fact):
             raise ValueError("messages without an assistant turn are not a response")
         if self.token_ids is not None and self.tokenizer is None:
             raise ValueError("token_ids need the key of their tokenizer in 'tokenizer'")
+        if self.trained is not None and len(self.trained) != len(self.token_ids or ()):
+            raise ValueError("trained must be one a token of token_ids")
+        if self.token_ids is not None and len(self.messages or ()) > 1 and self.trained is None:
+            raise ValueError("token_ids of several turns need 'trained', which says whose tokens they are")
         if self.sampling_logprobs is not None and len(self.sampling_logprobs) != len(self.token_ids or ()):
             raise ValueError("sampling_logprobs must be one a token of token_ids")
         return self
