@@ -13,19 +13,19 @@ from rich.console import Console
 from rich.table import Table
 
 BUNDLED = Path(__file__).parent / "bundled"
-PROMPTS = 64
+PROMPTS = 84
 SAMPLES = 3
 TEMPERATURE = 0.7
 NEW_TOKENS = 24
 TRAINING: dict[str, Any] = {
     "objective": {
-        "demonstrations": {"name": "sft", "share": 0.15},
-        "ratings": {"name": "dpo_sft", "alpha": 0.03, "share": 0.5, "view": {"max_pairs": 3}},
-        "pairs": {"name": "soft_dpo", "share": 0.15},
+        "demonstrations": {"name": "sft", "share": 0.2},
+        "ratings": {"name": "ulma", "threshold": 1.0, "weight": 0.05, "share": 0.5},
+        "pairs": {"name": "soft_dpo", "share": 0.1},
         "rankings": {"name": "dpo", "share": 0.2, "view": {"max_pairs": 3}},
     },
     "batch_size": 24,
-    "max_steps": 20,
+    "max_steps": 16,
     "learning_rate": 5e-5,
     "warmup": 0.1,
     "max_length": 256,

@@ -187,3 +187,36 @@ def test_content_key_changes_with_one_weight(tmp_path):
         next(model.parameters())[0, 0] += 1e-3
     model.save_pretrained(tmp_path / "b")
     assert models.content_key(tmp_path / "b") != before
+
+
+@pytest.mark.parametrize("chunk_bytes", [1 << 30, 400 * 4 * 14])
+def test_kl_from_the_reference_is_exact_in_value_and_gradient(chunk_bytes):
+    seqs = sequences(contexts=2)
+    policy = models.load(make_llama(1), object(), device="cpu", precision="fp32")
+    reference = models.load(make_llama(2), object(), device="cpu", precision="fp32")
+    policy.scorer.chunk_bytes = chunk_bytes
+    row = Row.of(pack(seqs, range(len(seqs)), "shared"), "cpu")
+    out = policy.scorer(row, {"kl"}, reference.scorer.against(row))
+    with torch.no_grad():
+        hidden, logits = policy.scorer.against(row)
+        other, ref_logits = reference.scorer.against(row)
+        p, q = logits(hidden).log_softmax(-1), ref_logits(other).log_softmax(-1)
+        expected = (q.exp() * (q - p)).sum(-1)
+    assert torch.allclose(out["kl"], expected, atol=1e-5)
+    assert bool((out["kl"] > 0).all())
+    out["kl"].sum().backward()
+    weight = policy.model.model.embed_tokens.weight
+    analytic = weight.grad[7, 3].item()
+    with torch.no_grad():
+        kls = []
+        for step in (1e-2, -2e-2):
+            weight[7, 3] += step
+            kls.append(policy.scorer(row, {"kl"}, reference.scorer.against(row))["kl"].sum().item())
+    assert analytic == pytest.approx((kls[0] - kls[1]) / 2e-2, rel=0.05, abs=1e-2)
+
+
+def test_a_model_is_no_distance_from_itself():
+    seqs = sequences(contexts=2)
+    policy = models.load(make_llama(1), object(), device="cpu", precision="fp32")
+    row = Row.of(pack(seqs, range(len(seqs)), "shared"), "cpu")
+    assert float(policy.scorer(row, {"kl"}, policy.scorer.against(row))["kl"].abs().max()) < 1e-6

@@ -798,3 +798,41 @@ def test_gather_shares_a_branch_that_several_examples_use():
     batch = gather(corpus, {"pairs": [0, 0, 1], "demonstrations": [0]})
     assert len(batch.sequences) == 5
     assert batch.terms["pairs"].roles["chosen"].tolist()[:2] == [0, 0]
+
+
+def test_kl_and_masks_reach_an_objective_token_by_token(model_folder, tmp_path, monkeypatch):
+    """SparsePO's needs on the contracts: a learned mask, token log-probs of both policies, token KL, live reference."""
+    from accord.objectives import pairs as family
+    from accord.objectives import table
+
+    seen = {}
+
+    def masked(pairs, ref_tokens, tokens, kl_tokens, mask, *, beta: float = 0.1):
+        seen["shapes"] = (tokens.chosen.shape, kl_tokens.chosen.shape, mask.chosen.shape)
+        seen["kl"] = float(kl_tokens.chosen.detach().abs().max())
+
+        def side(name):
+            m = 0.5 + getattr(mask, name)
+            return (m * (getattr(tokens, name) - getattr(ref_tokens, name)) - m * getattr(kl_tokens, name)).sum(-1)
+
+        return torch.nn.functional.softplus(-beta * (side("chosen") - side("rejected")))
+
+    row = replace(
+        table.find("dpo"), name="masked", needs=("ref_tokens", "tokens", "kl_tokens", "mask"), init="log(2)", aliases=()
+    )
+    monkeypatch.setattr(family, "masked", masked, raising=False)
+    monkeypatch.setattr(table, "rows", lambda: {"masked": row})
+    run_ = accord.train(
+        str(model_folder), pair_records(16), "masked", output=str(tmp_path / "r"), reference_mode="live", max_steps=3,
+        batch_size=4, learning_rate=1e-2, precision="fp32", device="cpu", eval_fraction=0.0, quiet=True,
+    )  # fmt: skip
+    assert run_.summary["finished"] == "done"
+    assert run_.summary["start"]["loss"] == pytest.approx(np.log(2), abs=1e-4)
+    assert seen["kl"] > 0
+    assert len(set(seen["shapes"])) == 1
+
+    with pytest.raises(ConfigError, match="reference_mode: live"):
+        accord.train(
+            str(model_folder), pair_records(16), "masked", output=str(tmp_path / "c"), max_steps=1, batch_size=4,
+            quiet=True, device="cpu",
+        )  # fmt: skip

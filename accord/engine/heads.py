@@ -37,7 +37,7 @@ class Head(nn.Module):
         return out.squeeze(-1) if out.shape[-1] == 1 else out
 
 
-PLACES: dict[str, Place] = {"log_z": "opens", "score": "ends", "value": "tokens"}
+PLACES: dict[str, Place] = {"log_z": "opens", "score": "ends", "value": "tokens", "mask": "tokens"}
 
 
 def build(names: tuple[str, ...], hidden: int) -> nn.ModuleDict:

@@ -9,7 +9,7 @@ cotangents, `torch.autograd.backward([out["logp"]], [cotangent])`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,9 @@ class Row:
         )
 
 
+Against = tuple[Tensor, Callable[[Tensor], Tensor]]  # hidden states [M, h] of a reference, and their way to logits
+
+
 class Scorer(nn.Module):
     """A causal language model with heads, as the one module that is run, sharded and differentiated.
 
@@ -95,29 +98,21 @@ class Scorer(nn.Module):
         """True if a head reads the last token of a response, which must then be computed."""
         return any(head.at == "ends" for head in self.heads.values())
 
-    def forward(self, row: Row, needs: Collection[str] = ()) -> dict[str, Tensor]:
+    def forward(self, row: Row, needs: Collection[str] = (), against: Against | None = None) -> dict[str, Tensor]:
         """Scores one row.
 
         Args:
             row: what to score.
-            needs: `entropy`, `hidden`; `logp` and every head always come.
+            needs: `entropy`, `hidden`, `kl`; `logp` and every head always come.
+            against: the reference on the same row (its own `against(row)`), for `kl`.
 
         Returns:
-            `logp` [M], `entropy` [M], `hidden` [n, h], `head:NAME` [n] or [n, d]; float32.
+            `logp` [M], `entropy` [M], `kl` [M] (KL of the policy's next-token distribution from the reference's,
+            sum over v of p_ref log(p_ref / p), nats), `hidden` [n, h], `head:NAME` [n] or [n, d]; float32.
         """
-        kind = row.tokens.device.type
-        with torch.autocast(kind, self.compute, enabled=self.compute != torch.float32), self._attending(row):
-            body = getattr(self.causal, self.causal.base_model_prefix)
-            inputs: dict[str, Tensor] = {"input_ids": row.tokens}
-            if row.layout == "padded":
-                width = row.tokens.shape[1]
-                inputs["attention_mask"] = (
-                    torch.arange(width, device=row.tokens.device)[None] < row.lengths[:, None]
-                ).long()
-            else:
-                inputs["position_ids"] = row.positions
-            hidden = body(**inputs, use_cache=False)[0].flatten(0, 1)
-            out = self._tokens(hidden.index_select(0, row.predictor), row.target, "entropy" in needs)
+        with self._computing(row):
+            hidden = self._trunk(row)
+            out = self._tokens(hidden.index_select(0, row.predictor), row.target, needs, against)
             if "hidden" in needs:
                 out["hidden"] = hidden.index_select(0, row.ends).float()
             for name, head in self.heads.items():
@@ -126,34 +121,66 @@ class Scorer(nn.Module):
                 out[f"head:{name}"] = head(hidden.index_select(0, place))
         return out
 
+    def against(self, row: Row) -> Against:
+        """What another scorer needs for its KL from this one: hidden states [M, h] and the way to logits."""
+        with torch.no_grad(), no_dropout(self), self._computing(row):
+            return self._trunk(row).index_select(0, row.predictor), self._logits
+
+    @contextlib.contextmanager
+    def _computing(self, row: Row) -> Iterator[None]:
+        kind = row.tokens.device.type
+        with torch.autocast(kind, self.compute, enabled=self.compute != torch.float32), self._attending(row):
+            yield
+
+    def _trunk(self, row: Row) -> Tensor:
+        """Hidden states of every place of the row, flat."""
+        body = getattr(self.causal, self.causal.base_model_prefix)
+        inputs: dict[str, Tensor] = {"input_ids": row.tokens}
+        if row.layout == "padded":
+            width = row.tokens.shape[1]
+            inputs["attention_mask"] = (
+                torch.arange(width, device=row.tokens.device)[None] < row.lengths[:, None]
+            ).long()
+        else:
+            inputs["position_ids"] = row.positions
+        return body(**inputs, use_cache=False)[0].flatten(0, 1)
+
     def _attending(self, row: Row) -> contextlib.AbstractContextManager:
         if row.layout == "padded":
             return contextlib.nullcontext()
         return attention.attending(attention.Layout(row.trees))
 
-    def _tokens(self, hidden: Tensor, target: Tensor, entropy: bool) -> dict[str, Tensor]:
-        """hidden [M, h], target [M] -> logp [M] (and entropy [M]), by chunks when the logits would not fit."""
+    def _tokens(
+        self, hidden: Tensor, target: Tensor, needs: Collection[str], against: Against | None
+    ) -> dict[str, Tensor]:
+        """hidden [M, h], target [M] -> token statistics [M], by chunks when the logits would not fit."""
         vocabulary = self.causal.get_output_embeddings().weight.shape[0]
-        rows = max(1, self.chunk_bytes // (4 * vocabulary))
-        if len(target) <= rows:
-            parts = [self._chunk(hidden, target, entropy)]
-        else:
-            parts = [
-                checkpoint(self._chunk, h, t, entropy, use_reentrant=False) if torch.is_grad_enabled()
-                else self._chunk(h, t, entropy)
-                for h, t in zip(hidden.split(rows), target.split(rows), strict=True)
-            ]  # fmt: skip
-        names = ("logp", "entropy") if entropy else ("logp",)
+        copies = 2 if "kl" in needs else 1
+        rows = max(1, self.chunk_bytes // (4 * vocabulary * copies))
+        names = ("logp", *(n for n in ("entropy", "kl") if n in needs))
+        if "kl" in needs and against is None:
+            raise ValueError("kl is asked for, but no reference to compare with was given")
+
+        def chunk(h: Tensor, t: Tensor, other: Tensor | None) -> tuple[Tensor, ...]:
+            logp = self._logits(h).log_softmax(-1)
+            found = {"logp": logp.gather(-1, t[:, None]).squeeze(-1)}
+            if "entropy" in needs:
+                found["entropy"] = -(logp.exp() * logp).sum(-1)
+            if other is not None and against is not None:
+                ref = against[1](other).log_softmax(-1).detach()
+                found["kl"] = (ref.exp() * (ref - logp)).sum(-1)
+            return tuple(found[n] for n in names)
+
+        others = against[0].split(rows) if "kl" in needs and against is not None else [None] * -(-len(target) // rows)
+        parts = []
+        for h, t, other in zip(hidden.split(rows), target.split(rows), others, strict=True):
+            whole = len(target) <= rows or not torch.is_grad_enabled()
+            parts.append(chunk(h, t, other) if whole else checkpoint(chunk, h, t, other, use_reentrant=False))
         return {name: torch.cat([p[i] for p in parts]) for i, name in enumerate(names)}
 
-    def _chunk(self, hidden: Tensor, target: Tensor, entropy: bool) -> tuple[Tensor, ...]:
-        logits = self.causal.get_output_embeddings()(hidden)
-        logits = finish_logits(logits.float(), self.causal.config)
-        total = logits.logsumexp(-1)
-        logp = logits.gather(-1, target[:, None]).squeeze(-1) - total
-        if not entropy:
-            return (logp,)
-        return logp, total - (logits.softmax(-1) * logits).sum(-1)
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """hidden [M, h] -> logits [M, V], float32."""
+        return finish_logits(self.causal.get_output_embeddings()(hidden).float(), self.causal.config)
 
 
 def base_model(module: Any) -> Any:

@@ -23,13 +23,13 @@ from accord.data.records import Record
 from accord.engine.logprobs import Row, Scorer, adapter_dropout, no_dropout
 from accord.engine.models import trainable
 from accord.engine.reference import Reference
-from accord.errors import AccordError
+from accord.errors import AccordError, ConfigError
 from accord.training.parallel import Processes, total_norm
 from accord.training.terms import Leaves, Outcome, Term, evaluate, measure, statistics
 
 Metrics = dict[str, tuple[float, float]]  # name -> (sum, count): a metric travels with its reduction; count 0: a sum
 Gradients = list[Tensor | None]  # one a trained parameter
-ENGINE_NEEDS = ("entropy", "hidden")
+ENGINE_NEEDS = ("entropy", "hidden", "kl")
 
 
 class TrainingError(AccordError):
@@ -134,7 +134,13 @@ class Step:
         self.partition, self.combine_rule = partition, combine
         self.objective_state: dict[str, dict[str, Any]] = {name: {} for name in terms}
         self.parameters = [p for _, p in trainable(scorer)]
-        self.needs = frozenset(n for t in terms.values() for n in t.needs if n in ENGINE_NEEDS)
+        asked = {n.removesuffix("_tokens") for t in terms.values() for n in t.needs}
+        self.needs = frozenset(n for n in asked if n in ENGINE_NEEDS)
+        if "kl" in self.needs and (reference is None or reference.mode != "live"):
+            raise ConfigError(
+                "the KL over the whole vocabulary needs the reference beside the policy: set reference_mode: live "
+                "(one more forward pass a step, and its weights in memory)"
+            )
         self.dtype = torch.float32 if scorer.device.type == "mps" else torch.float64
 
     def __call__(
@@ -204,7 +210,7 @@ class Step:
         for micro, mine in zip(collected.micros, collected.owned, strict=True):
             silent = bool(collected.batch.silent[micro.sequences].all())
             with adapter_dropout(self.scorer):
-                out = self.scorer(Row.of(micro, self.scorer.device), self.needs)
+                out = self._forward(micro)
             if whole is None:
                 terms = self._within(collected.batch, micro) if mine else {}
                 leaves = self._leaves(collected, micro, out)
@@ -383,10 +389,20 @@ class Step:
         found = self.reference.logp([batch.sequences[i] for i in used], self.budget) if used else []
         return {i: torch.from_numpy(np.asarray(logp)) for i, logp in zip(used, found, strict=True)}
 
+    def _forward(self, micro: Micro) -> dict[str, Tensor]:
+        """One pass of the scorer, with the reference beside it where a row asks for the whole vocabulary."""
+        row = Row.of(micro, self.scorer.device)
+        if "kl" not in self.needs:
+            return self.scorer(row, self.needs)
+        assert self.reference is not None
+        with self.reference.open() as reference:
+            beside = reference.against(row)
+        return self.scorer(row, self.needs, beside)
+
     def by_token(self, name: str) -> bool:
         """True if the engine returns `name` for every predicted token, False if for every sequence."""
         head = name.removeprefix("head:")
-        return name in ("logp", "entropy") or (head != name and self.scorer.heads[head].at == "tokens")  # type: ignore[union-attr]
+        return name in ("logp", "entropy", "kl") or (head != name and self.scorer.heads[head].at == "tokens")  # type: ignore[union-attr]
 
     def _leaves(self, collected: Collected, micro: Micro, out: dict[str, Tensor]) -> Leaves:
         """Detached leaves of one forward pass, in the numbering of the batch's sequences."""
@@ -417,9 +433,7 @@ class Step:
         found: dict[int, dict[str, Tensor]] = {}
         for micro, own in zip(collected.micros, collected.owned, strict=True):
             with torch.no_grad(), no_dropout(self.scorer):
-                out = {
-                    k: v.float().cpu() for k, v in self.scorer(Row.of(micro, self.scorer.device), self.needs).items()
-                }
+                out = {k: v.float().cpu() for k, v in self._forward(micro).items()}
             if not own:
                 continue
             for place, i in enumerate(micro.sequences.tolist()):

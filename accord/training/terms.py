@@ -68,7 +68,7 @@ class Term:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        wanted = [h for h in ("score", "value") if h in self.needs]
+        wanted = [h for h in ("score", "value", "mask") if h in self.needs]
         return (*wanted, "log_z") if "log_z" in self.needs and self.log_z == "head" else tuple(wanted)
 
 
@@ -208,13 +208,12 @@ def _call(
             return zero if term.log_z == "one" else zero + float(term.log_z)
         if name in ("score", "hidden"):
             return assemble(kind, batch, leaves.sequences["head:score" if name == "score" else name], lengths)
-        if name == "value":
-            return assemble(kind, batch, *leaves.matrix("head:value"))
-        if name == "entropy":
-            return sequence("entropy")
-        if name in ("tokens", "ref_tokens"):
-            matrix, mask = leaves.matrix("logp" if name == "tokens" else "ref_logp")
-            return assemble(kind, batch, matrix, mask)
+        if name in ("value", "mask"):
+            return assemble(kind, batch, *leaves.matrix(f"head:{name}"))
+        if name in ("entropy", "kl"):
+            return sequence(name)
+        if name in ("tokens", "ref_tokens", "kl_tokens"):
+            return assemble(kind, batch, *leaves.matrix({"tokens": "logp", "ref_tokens": "ref_logp"}.get(name, "kl")))
         raise ConfigError(f"objective {row.name!r} needs {name!r} ({table.NEEDS.get(name, 'unknown')}), not available")
 
     arguments = [need(name) for name in _needs_of(function)]
