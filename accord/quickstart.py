@@ -14,9 +14,9 @@ from rich.table import Table
 
 BUNDLED = Path(__file__).parent / "bundled"
 PROMPTS = 84
-SAMPLES = 3
+SAMPLES = 4
 TEMPERATURE = 0.7
-NEW_TOKENS = 24
+NEW_TOKENS = 16
 TRAINING: dict[str, Any] = {
     "objective": {
         "demonstrations": {"name": "sft", "share": 0.2},
