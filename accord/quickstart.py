@@ -73,8 +73,7 @@ def quickstart(
         from accord.sinks import JsonLines, write_json
         from accord.training.run import train
 
-        folder = models.resolve("smollm2")
-        policy = models.load(folder, precision=precision)
+        policy = models.load("smollm2", precision=precision)
     asked = held_out()
     prompts = [Record(prompt=p, source="slogans") for p, _ in asked]
     chat = Chat(policy.tokenizer, max_length=256)
@@ -94,7 +93,7 @@ def quickstart(
         said = sampled(policy)
     with stage("train", "training on the bundled slogans: demonstrations, ratings, pairs and rankings in one run"):
         run = train(
-            str(folder),
+            "smollm2",
             "slogans",
             output=output,
             seed=seed,

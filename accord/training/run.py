@@ -222,7 +222,8 @@ def train(
     if learning_rate is None:
         learning_rate = default_rate(terms, lora_options)
     for what, times in counts.totals().items():
-        say(f"  {what}: {times:,}")
+        if not what.startswith(("left:", "no ")) and " from " not in what:  # those are in data.json
+            say(f"  {what}: {times:,}")
     for term in terms.values():
         n = len(corpus.items[term.name])
         kinds = ", ".join(term.feedback) if term.feedback else "all feedback"
