@@ -220,3 +220,13 @@ def test_a_model_is_no_distance_from_itself():
     policy = models.load(make_llama(1), object(), device="cpu", precision="fp32")
     row = Row.of(pack(seqs, range(len(seqs)), "shared"), "cpu")
     assert float(policy.scorer(row, {"kl"}, policy.scorer.against(row))["kl"].abs().max()) < 1e-6
+
+
+def test_a_loaded_model_can_be_used_outside_of_accord():
+    seqs = sequences()
+    model = make_llama()
+    with torch.no_grad():
+        expected = plain(model, seqs)
+        policy = models.load(model, object(), device="cpu", precision="fp32")
+        assert policy.scorer.layout == "shared"
+        assert torch.allclose(plain(policy.model, seqs), expected, atol=1e-4)

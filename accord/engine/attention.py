@@ -96,7 +96,11 @@ def tree_attention(
     """
     layout = _current.get()
     if layout is None:
-        raise UnsupportedAttentionError("tree attention outside of `attending`")
+        plain = AttentionInterface()["sdpa"]  # a model used outside of Accord attends as transformers does
+        return plain(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout,
+            sliding_window=sliding_window, **kwargs,
+        )  # fmt: skip
     for extra in ("softcap", "s_aux", "position_bias", "head_mask"):
         if kwargs.get(extra) is not None:
             raise UnsupportedAttentionError(f"attention with {extra}")
@@ -135,8 +139,9 @@ def _by_segment(q: Tensor, k: Tensor, v: Tensor, tree: Tree, options: dict[str, 
     return pieces
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    return None
+def _no_mask(*args: Any, **kwargs: Any) -> Any:
+    """Trees need no mask of transformers'; outside of `attending`, its own is made."""
+    return None if _current.get() is not None else AttentionMaskInterface()["sdpa"](*args, **kwargs)
 
 
 AttentionInterface.register(NAME, tree_attention)

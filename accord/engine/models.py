@@ -338,13 +338,6 @@ def generating(policy: Policy) -> Iterator[Any]:
 # -- identity ---------------------------------------------------------------------------------------------------------
 
 
-def hand_out(policy: Policy) -> Any:
-    """The model, attending as transformers does: for use outside of Accord."""
-    if policy.scorer.layout != "padded":
-        _set_attention(policy.scorer, "sdpa")
-    return policy.model
-
-
 def state_key(module: nn.Module) -> str:
     """Content of a model in memory: names, shapes and bytes of its weights."""
     digest = hashlib.blake2b(digest_size=16)
