@@ -3,10 +3,15 @@
 import bz2
 import csv
 import gzip
+import io
 import json
 import lzma
 import os
 import pickle
+import sys
+import tarfile
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,8 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from accord.data import files
+from accord.data.files import FORMATS
 from accord.data.records import Judgement, Message, Record, Response, from_table, to_table
-from accord.data.sources import FORMATS, LAYOUTS, bundled, load, source_name
+from accord.data.sources import LAYOUTS, PROBLEMS_KEPT, bundled, load, source_name, stream
 from accord.errors import ConfigError, RecordError
 
 DATA = Path(__file__).parents[1] / os.environ.get("ACCORD_DATA", "../shared/data")
@@ -132,7 +139,7 @@ CASES = {
         "prompt/responses/scores", "p", ["a", "b", "c"], [("score", 0, 1.0), ("score", 2, 1.0)],
     ),
     "labels": (
-        {"prompt": "p", "completions": ["a", "b"], "labels": [True, False]},
+        {"prompt": "p", "responses": ["a", "b"], "labels": [True, False]},
         "prompt/responses/scores", "p", ["a", "b"], [("label", 0, 1.0), ("label", 1, 0.0)],
     ),
     "ranks": (
@@ -142,6 +149,65 @@ CASES = {
     "ranking, best first": (
         {"prompt": "p", "responses": ["a", "b", "c"], "ranking": [3, 1, 2]},
         "prompt/responses/scores", "p", ["a", "b", "c"], [("rank", 0, 1.0), ("rank", 1, 2.0), ("rank", 2, 0.0)],
+    ),
+    "steps": (
+        {"prompt": "p", "completions": ["a", "bc"], "labels": [True, False]},
+        "prompt/completions/labels", "p", ["a\nbc"], [("label", 0, 1.0), ("label", 0, 0.0)],
+    ),
+    "answers of a question": (
+        {"question": "p", "answers": ["a", "b"], "scores": [1.0, 1.0]},
+        "question/answers/scores", "p", ["a", "b"], [("score", 0, 1.0), ("score", 1, 1.0)],
+    ),
+    "question": ({"question": "p", "answer": "a"}, "question/answer", "p", ["a"], []),
+    "rejected response": (
+        {"messages": turns((S, "s"), (U, "p"), (A, "a")), "rejected_response": "b", "margin": "0.5"},
+        "messages/rejected_response", [(S, "s"), (U, "p")], ["a", "b"], [PREFERRED, ("preference", (0, 1), 0.5)],
+    ),
+    "rejected messages": (
+        {"messages": turns((U, "p"), (A, "a")), "rejected_messages": turns((U, "p"), (A, "b"))},
+        "messages/rejected_response", [(U, "p")], ["a", "b"], [PREFERRED],
+    ),
+    "alpaca pair": (
+        {"instruction": "i", "input": "x", "chosen": "a", "rejected": "b", "chosen_score": "8",
+         "rejected_score": "2.5"},
+        "alpaca/chosen/rejected", "i\n\nx", ["a", "b"], [PREFERRED, ("score", 0, 8.0), ("score", 1, 2.5)],
+    ),
+    "alpaca with system and history": (
+        {"instruction": "q", "input": "", "output": "b", "system": "s", "history": [["p", "a"]]},
+        "alpaca", [(S, "s"), (U, "p"), (A, "a"), (U, "q")], ["b"], [],
+    ),
+    "kto tag": (
+        {"instruction": "i", "output": "a", "kto_tag": "true"},
+        "prompt/completion/label", "i", ["a"], [("label", 0, 1.0)],
+    ),
+    "kto tag of a dialogue": (
+        {"conversations": [{"from": "human", "value": "p"}, {"from": "gpt", "value": "a"}], "kto_tag": False},
+        "prompt/completion/label", [(U, "p")], ["a"], [("label", 0, 0.0)],
+    ),
+    "red team": (
+        {"transcript": "\n\nHuman: p\n\nAssistant: a\n\nHuman: q\n\nAssistant: b", "rating": 4.0},
+        "red-team", [(U, "p")], ["a\n\nb"], [("score", 0, 0.0)],
+    ),
+    "solutions": (
+        {"question": "p", "ground_truth": "7", "small": {"is_correct": False, "solution": "6"},
+         "large": {"solution": "7", "is_correct": True}},
+        "gsm8k-solutions", "p", ["6", "7"], [("label", 0, 0.0), ("label", 1, 1.0)],
+    ),
+    "reviews": (
+        {"question": "p", "systems": {
+            "x": {"response": "a", "overall": {}, "reviews": [
+                {"worker_id": "3", "selection-rating": 40, "overall-rating": 50, "overall-rank": 1}]},
+            "y": {"response": "b", "reviews": [{"worker_id": "3", "overall-rating": 0, "overall-rank": 2}]}}},
+        "squality", "p", ["a", "b"],
+        [("score", 0, 40.0), ("score", 0, 50.0), ("rank", 0, 0.0), ("score", 1, 0.0), ("rank", 1, 1.0)],
+    ),
+    "qa feedback": (
+        {"question": "p", "passages": [["T", "One.", "Two."]], "gold": "g", "prediction 1": "abcdef",
+         "prediction 2": "b", "prediction 3": "c", "preference": [1, 2, 0],
+         "feedback": {"errors": [{"error type": "Irrelevant", "explanation": "", "start": 2, "end": 4}],
+                      "missing-info": [], "corrected-prediction": "abef"}},
+        "qa-feedback", "T\nOne. Two.\n\np", ["abcdef", "b", "c", "abef"],
+        [("preference", (0, 1), 1.0), ("preference", (0, 2), 0.0), ("preference", (1, 2), 0.5), ("label", 0, 0.0)],
     ),
     "alpaca": ({"instruction": "i", "input": "x", "output": "a"}, "alpaca", "i\n\nx", ["a"], []),
     "alpaca without input": ({"instruction": "i", "input": "", "output": "a"}, "alpaca", "i", ["a"], []),
@@ -171,8 +237,41 @@ def test_layout(name, tmp_path):
     assert record.source == source_name(tmp_path / "some.data.jsonl") == "some"
 
 
+TREE = {
+    "message_tree_id": "t",
+    "prompt": {"role": "prompter", "text": "p", "replies": [
+        {"role": "assistant", "text": "a", "rank": 1, "replies": [
+            {"role": "prompter", "text": "q", "replies": [{"role": "assistant", "text": "c", "replies": []}]}]},
+        {"role": "assistant", "text": "b", "rank": 0, "replies": []},
+        {"role": "assistant", "text": "spam", "rank": 2, "deleted": True, "replies": []},
+    ]},
+}  # fmt: skip
+DOMAINS = {"query": "p", "responses": {"law": "a", "verse": "b", "plain": "c"}}
+
+
+def test_a_tree_is_a_record_for_each_prompt_with_replies(tmp_path):
+    loaded = load(write(tmp_path / "a.jsonl", TREE))
+    assert loaded.layout == "oasst"
+    first, second = loaded.records
+    assert [r.text for r in first.responses] == ["a", "b"]
+    assert said(first) == [("rank", 0, 1.0), ("rank", 1, 0.0)]
+    assert [(m.role, m.content) for m in second.messages] == [(U, "p"), (A, "a"), (U, "q")]
+    assert ([r.text for r in second.responses], said(second)) == (["c"], [])
+    assert {r.origin.line for r in loaded.records} == {1}
+    assert "1 ranked list, 1 demonstration; left out: 1 deleted message;" in loaded.told
+
+
+def test_domains_are_sources_that_disagree(tmp_path):
+    loaded = load(write(tmp_path / "a.jsonl", DOMAINS))
+    assert loaded.layout == "dsp"
+    assert [r.source for r in loaded.records] == ["law", "verse", "plain"]
+    assert said(loaded.records[1]) == [("preference", (1, 0), 1.0), ("preference", (1, 2), 1.0)]
+    assert len({r.prompt_key for r in loaded.records}) == 1
+    assert {r.source for r in load(tmp_path / "a.jsonl", source="all").records} == {"all"}
+
+
 def test_every_layout_has_a_case():
-    assert {layout for _, layout, *_ in CASES.values()} == {entry.name for entry in LAYOUTS}
+    assert {layout for _, layout, *_ in CASES.values()} | {"oasst", "dsp"} == {entry.name for entry in LAYOUTS}
     assert len({entry.description for entry in LAYOUTS}) == len(LAYOUTS)
 
 
@@ -180,6 +279,26 @@ def test_margin_and_scale_are_kept_as_what_they_are(tmp_path):
     pair = one(tmp_path, CASES["pair with all that is known"][0])
     assert [j.margin for j in pair.judgements] == [False, True, False, False]
     assert one(tmp_path, CASES["score"][0]).judgements[0].scale == (0, 10)
+
+
+def test_parts_of_responses_are_judged_where_they_stand(tmp_path):
+    steps = one(tmp_path, CASES["steps"][0])
+    text = steps.responses[0].text
+    assert [(j.step, text[slice(*j.span)]) for j in steps.judgements] == [(0, "a"), (1, "bc")]
+    *_, error = one(tmp_path, CASES["qa feedback"][0]).judgements
+    assert (error.span, error.attribute, error.response) == ((2, 4), "Irrelevant", 0)
+    assert one(tmp_path, CASES["qa feedback"][0]).responses[3].revised_from == 0
+
+
+def test_what_is_known_of_a_judgement_is_kept(tmp_path):
+    reviews = one(tmp_path, CASES["reviews"][0])
+    assert [(j.attribute, j.by, j.scale) for j in reviews.judgements[:2]] == [
+        ("coverage", "3", (0, 100)),
+        ("overall", "3", (0, 100)),
+    ]
+    assert [r.sampler.model for r in reviews.responses] == ["x", "y"]
+    (attack,) = one(tmp_path, CASES["red team"][0]).judgements
+    assert (attack.attribute, attack.scale) == ("harmlessness", (0, 4))
 
 
 def test_several_assistant_turns_stay_turns(tmp_path):
@@ -251,6 +370,12 @@ def as_bytes(kind: str) -> bytes:
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(ROWS), sink)
         return sink.getvalue().to_pybytes()
+    if kind in (".arrow", ".feather"):
+        sink, table = pa.BufferOutputStream(), pa.Table.from_pylist(ROWS)
+        opened = pa.ipc.new_file if kind == ".feather" else pa.ipc.new_stream
+        with opened(sink, table.schema) as writer:
+            writer.write_table(table)
+        return sink.getvalue().to_pybytes()
     if kind == ".json":
         return json.dumps({"data": ROWS}).encode()
     if kind in (".csv", ".tsv"):
@@ -264,12 +389,21 @@ def as_bytes(kind: str) -> bytes:
     return "".join(json.dumps(row) + "\r\n" for row in ROWS).encode()
 
 
+def zstd(raw: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(raw)
+    return sink.getvalue().to_pybytes()
+
+
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
+
+
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("packed", ["", ".gz", ".bz2", ".xz"])
+@pytest.mark.parametrize("packed", COMPRESS)
 def test_every_format_and_compression(kind, packed, tmp_path):
     file = tmp_path / f"set{kind}{packed}"
-    compress = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[packed]
-    file.write_bytes(compress(as_bytes(kind)))
+    file.write_bytes(COMPRESS[packed](as_bytes(kind)))
     loaded = load(file)
     assert [(r.prompt, *(a.text for a in r.responses)) for r in loaded.records] == [tuple(row.values()) for row in ROWS]
     assert [r.origin.line for r in loaded.records] == ([2, 4] if kind in (".csv", ".tsv") else [1, 2])
@@ -344,6 +478,158 @@ def test_bundled_names(monkeypatch, tmp_path):
 def test_everything_bundled_loads():
     for name in bundled():
         assert load(name).records, name
+
+
+# -- record by record --------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_can_be_read_again_and_knows_how_far_it_is(tmp_path):
+    rows = [PROMPT | {"n": i} for i in range(300)]
+    rows[7] = rows[9] = {"prompt": "p"}
+    seen = []
+    found = stream(write(tmp_path / "a.jsonl", *rows), on_error="skip", on_problem=seen.append)
+    first = next(records := iter(found))
+    assert (found.records, found.rows_left, first.origin.line) == (1, 0, 1)
+    assert len([*records]) == 297
+    assert (found.records, found.rows_left, [p.line for p in seen]) == (298, 2, [8, 10])
+    assert found.reasons == {("this field is missing or null", "completion"): 2}
+    assert [r.id for r in found] == [r.id for r in load(tmp_path / "a.jsonl", on_error="skip").records]
+    assert (found.records, found.rows_left) == (298, 2)
+    assert found.told == load(tmp_path / "a.jsonl", on_error="skip").told
+
+
+def test_a_stream_keeps_few_problems_and_counts_all(tmp_path):
+    bad = [PROMPT | {"rating": f"word {i}"} for i in range(3000)]
+    found = stream(write(tmp_path / "a.jsonl", PROMPT | {"rating": 1}, *bad), on_error="skip")
+    assert len([*found]) == 1
+    assert (found.rows_left, len(found.problems), sum(found.reasons.values())) == (3000, PROBLEMS_KEPT, 3000)
+    assert found.reasons[("other reasons", None)] == 2000
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".parquet.gz", ".json.zst"])
+def test_a_stream_holds_a_piece_of_a_file(kind, tmp_path):
+    rows = [{"prompt": f"p {i}", "completion": "word " * 100} for i in range(20_000)]  # 10 MB
+    file = tmp_path / f"a{kind}"
+    if ".json" in kind:
+        lines = [json.dumps(row) for row in rows]
+        raw = (
+            "[" + ",\n".join(lines) + "]" if kind.startswith(".json.") or kind == ".json" else "\n".join(lines)
+        ).encode()
+    elif kind == ".csv":
+        raw = b"prompt,completion\n" + "".join(f"{r['prompt']},{r['completion']}\n" for r in rows).encode()
+    else:
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows), sink)
+        raw = sink.getvalue().to_pybytes()
+    file.write_bytes(COMPRESS["." + kind.split(".")[2] if kind.count(".") > 1 else ""](raw))
+    del rows, raw
+    tracemalloc.start()
+    n = sum(1 for _ in stream(file))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert n == 20_000
+    assert peak < 5_000_000
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 7, 64])
+def test_json_lists_are_the_same_in_pieces_of_any_size(piece, tmp_path, monkeypatch):
+    rows = [
+        {
+            "prompt": 'a "quoted" \\ [,]{}',
+            "completion": "é 😀",
+            "n": -1.5e-3,
+            "m": [True, None, {"x": []}],
+        },
+        {"prompt": "زين 🦊", "completion": " \n\t", "n": 10**20, "m": {}},
+    ] * 3
+    monkeypatch.setattr(files, "PIECE", piece)
+    for text in (json.dumps(rows), json.dumps(rows, indent=2, ensure_ascii=False), " \n[ ]\n"):
+        (tmp_path / "a.json").write_text(text, encoding="utf-8")
+        assert [row for _, row in files.rows(tmp_path / "a.json", "a")] == json.loads(text)
+
+
+def test_standard_input(monkeypatch):
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    loaded = load("-")
+    assert (loaded.records[1].origin.file, loaded.records[1].origin.line) == ("standard input", 2)
+    assert (loaded.records[0].source, loaded.told) == ("stdin", "standard input: prompt, chosen and rejected, 2 pairs")
+
+
+def test_archives_are_refused_and_nothing_is_written(tmp_path):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    with zipfile.ZipFile(inner / "a.zip", "w") as archive:
+        archive.writestr("../evil.jsonl", json.dumps(PROMPT))
+    raw = json.dumps(PROMPT).encode()
+    for name, mode in (
+        ("a.tar", "w"),
+        ("a.tar.gz", "w:gz"),
+        ("a.tgz", "w:gz"),
+        ("a.tar.bz2", "w:bz2"),
+        ("a.tar.xz", "w:xz"),
+    ):
+        with tarfile.open(inner / name, mode) as archive:
+            member = tarfile.TarInfo("../evil.jsonl")
+            member.size = len(raw)
+            archive.addfile(member, io.BytesIO(raw))
+    for file in sorted(inner.iterdir()):
+        error = refused(file)
+        assert "archives are not unpacked" in error.what
+        assert "Unpack it" in error.remedy
+    assert [p.name for p in tmp_path.iterdir()] == ["inner"]
+    write(inner / "b.jsonl", PROMPT)
+    loaded = load(inner)
+    assert len(loaded.records) == 1
+    assert "not data, left out: a.tar, a.tar.bz2, a.tar.gz, a.tar.xz, a.tgz and 1 more" in loaded.told
+
+
+def test_what_lies_hidden_or_describes_the_data_is_no_data(tmp_path):
+    folder = tmp_path / "mine"
+    (folder / ".cache").mkdir(parents=True)
+    (folder / "inner" / ".cache").mkdir(parents=True)
+    write(folder / "inner" / ".cache" / "a.jsonl", ROWS[0])
+    write(folder / ".a.jsonl", ROWS[0])
+    (folder / "dataset_info.json").write_text("{}")
+    (folder / "a.arrow").write_bytes(as_bytes(".arrow"))
+    loaded = load(folder)
+    assert len(loaded.records) == 2
+    assert loaded.told.endswith("not data, left out: dataset_info.json")
+
+
+def test_hub_names(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="data sets of the hub take the extra 'hub'")
+    folder = tmp_path / "prefs"
+    folder.mkdir()
+    for split in ("train", "test"):
+        write(
+            folder / f"{split}.jsonl", *({"prompt": f"{split} {i}", "chosen": "a", "rejected": "b"} for i in range(3))
+        )
+    asked = []
+
+    def here(path, **options):
+        asked.append((path, options))
+        return real_load(str(folder), streaming=options["streaming"], cache_dir=str(tmp_path / "cache"))
+
+    real_load = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", here)
+    loaded = load("org/prefs")
+    assert loaded.told == "org/prefs: prompt, chosen and rejected, 3 pairs; split train; not read: test"
+    assert (loaded.records[0].source, loaded.records[0].origin.file) == ("prefs", "org/prefs")
+    assert load("org/prefs:test").records[2].prompt == "test 2"
+    assert load("org/prefs?split=test&name=small&revision=v1").records[0].prompt == "test 0"
+    assert asked[-1] == ("org/prefs", {"streaming": True, "name": "small", "revision": "v1"})
+    assert "Name one of train, test" in refused("org/prefs:validation").remedy
+    assert "'split'" in refused("org/prefs?splti=test").remedy
+
+
+def test_hub_out_of_reach(monkeypatch):
+    pytest.importorskip("datasets", reason="data sets of the hub take the extra 'hub'")
+    error = refused("nobody-at-all/nothing")  # the tests run with HF_HUB_OFFLINE
+    assert "the hub gives no such data set" in error.what
+    assert "give their folder" in error.remedy
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert "accord-align[hub]" in refused("nobody-at-all/nothing").remedy
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
@@ -450,7 +736,7 @@ def test_not_json(tmp_path):
     loaded = load(file, on_error="skip")
     assert ([p.line for p in loaded.problems], [r.origin.line for r in loaded.records]) == ([2, 3], [1, 4])
     assert "not a list" in loaded.problems[1].what
-    (tmp_path / "b.json").write_text("[\n{},\n{")
+    (tmp_path / "b.json").write_text("[\n" + json.dumps(PROMPT) + ",\n{")
     assert refused(tmp_path / "b.json").line == 3
     (tmp_path / "c.json").write_text('{"a": 1}')
     assert "'data'" in refused(tmp_path / "c.json").remedy
@@ -468,9 +754,7 @@ def test_wrong_encoding(tmp_path):
     assert "UTF-16" in str(refused(file))
 
 
-@pytest.mark.parametrize(
-    ("suffix", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
-)
+@pytest.mark.parametrize(("suffix", "compress"), [*COMPRESS.items()][1:])
 def test_truncated_or_damaged(suffix, compress, tmp_path):
     whole = compress("".join(json.dumps(PROMPT | {"n": i}) + "\n" for i in range(20_000)).encode())
     file = tmp_path / f"a.jsonl{suffix}"
@@ -494,6 +778,13 @@ def test_truncated_parquet_and_tables(tmp_path):
     assert "same name" in str(refused(tmp_path / "a.csv"))
     (tmp_path / "a.csv").write_text("prompt;completion\np;a\n")
     assert "tabs" in refused(tmp_path / "a.csv").remedy
+
+
+def test_an_open_quote_does_not_take_in_the_rest_of_a_large_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "CELL", 1000)
+    (tmp_path / "a.csv").write_text('prompt,completion\np,a\n"p,a\n' + "q,b\n" * 1000)
+    error = refused(tmp_path / "a.csv", on_error="skip")
+    assert (error.line, error.remedy, "limit (1000)" in error.what) == (3, "Close the quotes", True)
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".jsonl.gz"])
@@ -528,9 +819,9 @@ def test_unreadable(tmp_path):
 
 def test_unknown_layouts_suggest_what_to_type(tmp_path):
     file = tmp_path / "a.jsonl"
-    assert (
-        "'prompt': 'question', 'completion': 'answer'" in refused(write(file, {"question": "p", "answer": "a"})).remedy
-    )
+    named = "'prompt': 'question', 'completion': 'reply'"
+    assert named in refused(write(file, {"question": "p", "reply": "a"})).remedy
+    assert "context" in refused(write(file, {"question": "p", "answer": "a", "context": "c"})).what
     assert "'responses': 'answers'" in refused(write(file, {"query": "p", "answers": ["a"]})).remedy
     assert "'completion'" in refused(write(file, {"text": "once upon a time"})).remedy
     assert "columns={'messages': 'text'}" in refused(write(file, {"text": "\n\nHuman: p\n\nAssistant: a"})).remedy
@@ -581,11 +872,59 @@ def test_real_sharegpt_pairs():
 
 
 def test_real_lists_and_demonstrations():
-    webgpt = load(real("multi-source/webgpt.test.jsonl.gz"), columns={"prompt": "question", "responses": "answers"})
-    assert "901 rated lists" in webgpt.told
-    gsm = load(real("math/gsm8k.test.jsonl.gz"), columns={"prompt": "question", "completion": "answer"})
-    assert "1,319 demonstrations" in gsm.told
-    assert "'completion': 'answer'" in refused(real("math/gsm8k.test.jsonl.gz")).remedy
+    webgpt = load(real("multi-source/webgpt.test.jsonl.gz"))
+    assert webgpt.told == "webgpt.test.jsonl.gz: questions with several answers and their scores, 901 rated lists"
+    assert sum(r.judgements[0].value == r.judgements[1].value for r in webgpt.records) == 245
+    assert "7,473 demonstrations" in load(real("math/gsm8k.train.jsonl.gz")).told
+
+
+def test_real_solutions():
+    loaded = load(real("math/gsm8k.example-model-solutions.jsonl.gz"))
+    good = [sum(r.judgements[k].value for r in loaded.records) for k in range(4)]
+    assert good == [286, 515, 458, 742]
+    assert loaded.told.endswith("1,319 labelled lists; columns not used: ground_truth")
+
+
+def test_real_domains():
+    file = real("multi-source/dsp-domains.test.jsonl.gz")
+    assert (error := refused(file)).field == "responses.normal"
+    loaded = load(file, on_error="skip")
+    assert ([p.line for p in loaded.problems], len(loaded.records)) == ([error.line], 660 * 5)
+    assert {r.source for r in loaded.records} == {"academy", "business", "entertainment", "literature", "normal"}
+    assert sum(len(r.judgements) for r in loaded.records) == 660 * 5 * 4
+
+
+def test_real_trees():
+    loaded = load(real("listwise/oasst-en-trees.jsonl.gz"))
+    ranked = [r for r in loaded.records if "rankings" in r.kinds]
+    assert (len(ranked), max(len(r.responses) for r in ranked)) == (207, 9)
+    assert all(min(j.value for j in r.judgements) == 0 for r in ranked)
+
+
+def test_real_reviews():
+    loaded = load(real("pointwise-continuous/squality-human-ratings.jsonl.gz"))
+    assert len(loaded.records) == 100
+    ratings = [j for r in loaded.records for j in r.judgements if j.kind == "score"]
+    assert (len(ratings), len({j.by for j in ratings}) > 3) == (900 * 3, True)
+    assert {j.attribute for j in ratings} == {"correctness", "coverage", "overall"}
+    best = sum(j.value == 0 for r in loaded.records for j in r.judgements if j.kind == "rank" and j.response == 2)
+    assert best > 700  # people rank the answer that a person wrote first
+
+
+def test_real_qa_feedback():
+    loaded = load(real("pointwise-binary/qa-feedback.dev500.jsonl.gz"))
+    pairs = [j for r in loaded.records for j in r.judgements if j.kind == "preference"]
+    assert (len(pairs), sum(j.value == 0.5 for j in pairs)) == (3000, 384)
+    spans = [j for r in loaded.records for j in r.judgements if j.span]
+    assert (len(spans), {j.response for j in spans}) == (1373, {0})
+    assert sum(any(a.revised_from == 0 for a in r.responses) for r in loaded.records) == 487
+    assert "13 empty corrections" in loaded.told
+
+
+def test_real_red_team():
+    loaded = load(real("pointwise-continuous/hh-red-team.sample10.jsonl.gz"))
+    assert [r.judgements[0].value for r in loaded.records[:3]] == [4.0, 0.0, 2.0]
+    assert all(r.responses[0].messages[-1].role == A for r in loaded.records)
 
 
 # -- round trips ------------------------------------------------------------------------------------------------------

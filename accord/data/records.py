@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from accord.errors import RecordError
 
+CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -186,7 +187,7 @@ class Record(_Fact):
 
     def _content_id(self) -> str:
         facts = self.model_dump(mode="json", exclude={"id", "origin", "weight"}, exclude_defaults=True)
-        text = json.dumps(facts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        text = CANONICAL(facts)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
 
     @property
@@ -253,9 +254,10 @@ def from_table(table: pa.Table) -> list[Record]:
 
 
 def explain(error: ValidationError, file: str | None = None, line: int | None = None) -> RecordError:
-    """A pydantic error as one sentence: field, fault, place."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"]) or None
+    """A pydantic error as one sentence: field, fault, place. The deepest of several says most."""
+    first = max(error.errors(), key=lambda one: len(one["loc"]))
+    kinds = ("str", "tuple[Message, ...]")  # a prompt is one or the other; the user knows no such field
+    field = ".".join(str(part) for part in first["loc"] if part not in kinds) or None
     what = first["msg"].removeprefix("Value error, ")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":

@@ -1,0 +1,252 @@
+"""How were published sets of feedback written down, whose rows are like no other's? One function and one row each.
+
+A set's own conventions are turned into Accord's: a score that is higher is better, rank 0 is best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from itertools import combinations
+from typing import Any
+
+from accord.data.rows import Layout, Parts, Row
+
+
+def read_tree(row: Row) -> list[Parts]:
+    """An OASST message tree: one record for each prompt that has replies, the path to it as messages.
+
+    `rank` of a reply is 0 for the best; replies without one are not judged. Deleted messages are left out and counted.
+    """
+    _, value = row.need("prompt")
+    root = row.inner("prompt", value)
+    found: list[Parts] = []
+    ahead = [(root, [_message(root, "prompter")])]
+    while ahead:
+        node, path = ahead.pop()
+        replies = [reply for reply in _replies(node) if not reply.data.get("deleted")]
+        speaker = "assistant" if path[-1]["role"] == "user" else "prompter"
+        said = [_message(reply, speaker) for reply in replies]
+        if replies and speaker == "assistant":
+            judgements = []
+            for i, reply in enumerate(replies):
+                name, rank = reply.get("rank")
+                if rank is not None:
+                    judgements.append({"kind": "rank", "response": i, "value": reply.number(name, rank)})
+            answers = [{"text": turn["content"]} for turn in said]
+            found.append({"prompt": path, "responses": answers, "judgements": judgements})
+        ahead += [(reply, [*path, turn]) for reply, turn in reversed([*zip(replies, said, strict=True)])]
+    if not found:
+        row.fail("nobody has replied to the prompt", "prompt.replies")
+    return found
+
+
+def _replies(node: Row) -> Iterator[Row]:
+    name, value = node.get("replies")
+    for i, reply in enumerate(node.items(name, value) if value is not None else ()):
+        found = node.inner(f"{name}.{i}", reply)
+        if found.data.get("deleted"):
+            found.left["deleted messages"] += 1
+        yield found
+
+
+def _message(node: Row, speaker: str) -> dict[str, Any]:
+    name, role = node.need("role")
+    if role != speaker:
+        node.fail(f"the role is {role!r} where a turn of the {speaker} is expected", name)
+    text = node.text(*node.need("text"))
+    if not text.strip():
+        node.fail("the message is empty", "text")
+    return {"role": "user" if speaker == "prompter" else "assistant", "content": text}
+
+
+def read_reviews(row: Row) -> Parts:
+    """SQuALITY: one response of each system, reviewed by several people, rated 0 to 100 and ranked from 1.
+
+    `selection` is the set's name for coverage. Means (`overall`) are left out: they say nothing new.
+    """
+    prompt, (name, value) = row.prompt("question"), row.need("systems")
+    systems = row.inner(name, value)
+    answers: list[Parts] = []
+    judgements: list[Parts] = []
+    for i, (system, entry) in enumerate(systems.data.items()):
+        found = systems.inner(system, entry)
+        answers.append(found.answer(*found.need("response")) | {"sampler": {"model": system}})
+        name, reviews = found.need("reviews")
+        for k, review in enumerate(found.items(name, reviews)):
+            said = found.inner(f"{name}.{k}", review)
+            by = str(said.need("worker_id")[1])
+            for aspect, attribute in ASPECTS.items():
+                field, rating = said.get(f"{aspect}-rating")
+                if rating is not None:
+                    value = said.rated(field, rating, (0, 100))
+                    judgements.append({"kind": "score", "response": i, "attribute": attribute, "by": by, **value})
+                field, rank = said.get(f"{aspect}-rank")
+                if rank is not None:
+                    if (place := said.number(field, rank)) < 1:
+                        said.fail(f"ranks are counted from 1, and this is {place:g}", field)
+                    value = {"value": place - 1}
+                    judgements.append({"kind": "rank", "response": i, "attribute": attribute, "by": by, **value})
+    if not judgements:
+        row.fail("none of the responses is judged", "systems")
+    return {"prompt": prompt, "responses": answers, "judgements": judgements}
+
+
+ASPECTS = {"correctness": "correctness", "selection": "coverage", "overall": "overall"}
+
+
+def read_qa_feedback(row: Row) -> Parts:
+    """QA-feedback: predictions compared in pairs, errors marked in the first one, and the first one corrected.
+
+    The prompt is the passages (title, then sentences) and the question. `preference` has a value for each pair of
+    predictions, (1, 2), (1, 3), ... in this order: 1 or 2 is the better one of the two, 0 a tie. An error is the label
+    0 of a span of characters, its type the attribute. Notes on missing information and explanations are left out and
+    counted.
+    """
+    question = row.text(*row.need("question"))
+    prompt = "\n\n".join([*_passages(row), question])
+    names = [f"prediction {i}" for i in range(1, 1 + sum(key.startswith("prediction ") for key in row.data))]
+    answers = [row.answer(*row.need(name)) for name in names]
+    pairs = [*combinations(range(len(answers)), 2)]
+    name, value = row.need("preference")
+    values = row.items(name, value)
+    if len(values) != len(pairs):
+        row.fail(f"{len(values)} values for {len(pairs)} pairs", name, "Give one value for each pair of predictions")
+    judgements: list[Parts] = []
+    for k, (pair, better) in enumerate(zip(pairs, values, strict=True)):
+        if isinstance(better, bool) or better not in (0, 1, 2):
+            row.fail(f"1 or 2 is better, 0 is a tie, and this is {better!r}", f"{name}.{k}")
+        judgements.append({"kind": "preference", "pair": pair, "value": (0.5, 1.0, 0.0)[int(better)]})
+    name, value = row.get("feedback")
+    if value is not None:
+        feedback = row.inner(name, value)
+        judgements += _errors(feedback, str(answers[0].get("text", "")))
+        name, corrected = feedback.get("corrected-prediction")
+        if corrected is not None and feedback.text(name, corrected).strip():
+            answers.append({"text": corrected, "revised_from": 0})
+        elif corrected is not None:
+            row.left["empty corrections"] += 1
+        name, missing = feedback.get("missing-info")
+        row.left["notes on missing information"] += len(feedback.items(name, missing)) if missing is not None else 0
+    return {"prompt": prompt, "responses": answers, "judgements": judgements}
+
+
+def _passages(row: Row) -> Iterator[str]:
+    name, value = row.get("passages")
+    for i, passage in enumerate(row.items(name, value) if value is not None else ()):
+        lines = [row.text(f"{name}.{i}.{k}", line) for k, line in enumerate(row.items(f"{name}.{i}", passage))]
+        yield "\n".join([*lines[:1], " ".join(lines[1:])])
+
+
+def _errors(feedback: Row, answer: str) -> Iterator[Parts]:
+    name, value = feedback.get("errors")
+    for k, error in enumerate(feedback.items(name, value) if value is not None else ()):
+        said = feedback.inner(f"{name}.{k}", error)
+        kind = said.text(*said.need("error type"))
+        start, end = (said.number(*said.need(side)) for side in ("start", "end"))
+        if not (0 <= start < end <= len(answer) and start == int(start) and end == int(end)):
+            said.fail(f"{start:g} to {end:g} is no part of an answer of {len(answer)} characters", "start")
+        if said.get("explanation")[1]:
+            said.left["explanations of errors"] += 1
+        yield {"kind": "label", "response": 0, "value": 0, "span": (int(start), int(end)), "attribute": kind}
+
+
+def read_domains(row: Row) -> list[Parts]:
+    """DSP: one answer for each domain, and each domain prefers its own.
+
+    One record for each domain, whose name is the source: its answer is preferred to every other. So sources that
+    disagree stand over one prompt.
+    """
+    prompt, (name, value) = row.prompt("query"), row.need("responses")
+    domains = row.inner(name, value)
+    if len(domains.data) < 2:
+        row.fail("a preference needs the answers of two domains", name)
+    answers = [domains.answer(domain, domains.need(domain)[1]) for domain in domains.data]
+    others = range(len(answers))
+    return [
+        {
+            "prompt": prompt,
+            "responses": answers,
+            "judgements": [{"kind": "preference", "pair": (i, k), "value": 1} for k in others if k != i],
+            "source": domain,
+        }
+        for i, domain in enumerate(domains.data)
+    ]
+
+
+def read_attack(row: Row) -> Parts:
+    """HH red team: a dialogue, and how far the attacker got, from 0 to 4.
+
+    The whole dialogue is judged, so the response is all that follows the first question. The rating says how much harm
+    was done: it is turned round, and is a score for harmlessness, 4 - rating.
+    """
+    name, value = row.need("transcript")
+    turns = row.turns(name, value)
+    if turns[0]["role"] != "user" or len(turns) < 2:
+        row.fail("a transcript begins with the human, and the assistant answers", name)
+    first = next((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns) - 1)
+    field, rating = row.need("rating")
+    found = row.rated(field, rating, (0, 4))
+    judgement = {"kind": "score", "response": 0, "attribute": "harmlessness", **found, "value": 4 - found["value"]}
+    return {"prompt": turns[:first], "responses": [row.spoken(name, turns[first:])], "judgements": [judgement]}
+
+
+def read_solutions(row: Row) -> Parts:
+    """GSM8K's model solutions: a column for each model, with its solution and whether that is correct."""
+    prompt = row.prompt("question")
+    answers: list[Parts] = []
+    judgements: list[Parts] = []
+    for model, entry in row.data.items():
+        if isinstance(entry, dict):
+            row.used.add(model)
+            found = row.inner(model, entry)
+            answers.append(found.answer(*found.need("solution")) | {"sampler": {"model": model}})
+            good = found.label(*found.need("is_correct"))
+            judgements.append({"kind": "label", "response": len(judgements), "value": good})
+    if not answers:
+        row.fail("there is no solution of a model", None)
+    return {"prompt": prompt, "responses": answers, "judgements": judgements}
+
+
+def _solved(columns: Set[str], row: dict[str, Any]) -> bool:
+    asked = {"solution", "is_correct"}
+    return "question" in columns and any(isinstance(v, dict) and v.keys() >= asked for v in row.values())
+
+
+PUBLISHED: tuple[Layout, ...] = (
+    Layout(
+        "oasst",
+        "OASST message trees (one record for each prompt with replies)",
+        lambda c, row: "message_tree_id" in c and isinstance(row.get("prompt"), dict),
+        read_tree,
+    ),
+    Layout(
+        "squality",
+        "SQuALITY reviews (ratings and ranks by several reviewers)",
+        lambda c, row: c >= {"question", "systems"},
+        read_reviews,
+    ),
+    Layout(
+        "qa-feedback",
+        "QA-feedback (predictions compared in pairs, errors as spans, a correction)",
+        lambda c, row: c >= {"question", "prediction 1", "preference"},
+        read_qa_feedback,
+    ),
+    Layout(
+        "dsp",
+        "DSP domains (one record and one source for each domain, which prefers its own response)",
+        lambda c, row: c >= {"query", "responses"} and isinstance(row["responses"], dict),
+        read_domains,
+    ),
+    Layout(
+        "red-team",
+        "red-team transcripts (harmlessness is 4 - rating)",
+        lambda c, row: c >= {"transcript", "rating"},
+        read_attack,
+    ),
+    Layout(
+        "gsm8k-solutions",
+        "solutions of several models with is_correct",
+        _solved,
+        read_solutions,
+    ),
+)
