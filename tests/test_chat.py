@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -226,6 +227,15 @@ def test_without_a_template_a_bos_in_the_text_is_not_doubled():
     assert text(chat, one(chat, asked("<s>how are you", " fine")).context) == "<s>how are you"
 
 
+@pytest.mark.parametrize("prompt", ["\u2045", "\u20451\u2046 \u2046", "\u20450\u2046<|im_end|>"])
+@pytest.mark.parametrize("template", [None, CHAT])
+def test_texts_that_look_like_what_stands_for_special_tokens_stay_as_they_are(template, prompt):
+    chat = Chat(make_tokenizer(template))
+    sequence = one(chat, asked(prompt, prompt + "x"))
+    assert prompt in text(chat, sequence.context)
+    assert trained(chat, sequence) == prompt + "x" + ("<|im_end|>" if template else "<|endoftext|>")
+
+
 def test_an_empty_prompt_begins_with_bos_or_eos():
     for tokenizer, first in ((make_tokenizer(None), "<|endoftext|>"), (with_bos(make_tokenizer(None)), "<s>")):
         chat = Chat(tokenizer)
@@ -306,7 +316,9 @@ def test_sentencepiece_turns(real):
     for template in (None, CHAT):
         chat = Chat(real, template=template)
         sequence = one(chat, record)
-        assert trained(chat, sequence).replace("</s>", "|").replace(" ", "") == "hello|me|"
+        parts = (sequence, *sequence.later)  # this template's end is no token here: each turn ends with the tokenizer's
+        assert "".join(trained(chat, s) for s in parts).replace("</s>", "|").replace(" ", "") == "hello|me|"
+        assert len(parts) == (1 if template is None else 2)
         assert sequence.context.tolist().count(real.bos_token_id) == (template is None)
     real.chat_template = None
 
@@ -344,6 +356,32 @@ def test_a_dialogue_that_was_cut_off_ends_without_an_end_token():
     assert trained(chat, sequence) == "hello<|im_end|>the quick fox"
 
 
+@pytest.mark.parametrize("style", [None, "chatml"])
+def test_a_response_that_begins_with_others_is_asked_for_behind_them(style):
+    chat = Chat(styled(style) if style else make_tokenizer(None))
+    turns = (Message(role="user", content="wait"), Message(role="assistant", content="I do"))
+    sequence = one(chat, asked("hi", Response(messages=turns)))
+    end = "<|im_end|>" if style else "<|endoftext|>"
+    assert trained(chat, sequence).strip() == "I do" + end
+    untrained = text(chat, [*sequence.context, *sequence.ids[~sequence.trained]])
+    if style:
+        assert untrained == CHAT_OF.format("hi") + CHAT_OF.format("wait") + "<|im_start|>assistant\n"
+    else:
+        assert untrained == "hi\n\nHuman: wait\n\nAssistant:"
+
+
+CHAT_OF = "<|im_start|>user\n{}<|im_end|>\n"
+
+
+def test_the_end_that_the_template_shows_may_have_the_id_0():
+    tokenizer = make_tokenizer(CHAT.replace("<|im_end|>", "{{ eos_token if m.short else '<|im_end|>' }}"))
+    assert tokenizer.eos_token_id == 0
+    short = Message(role="assistant", content="fox", short=True)  # type: ignore[call-arg]
+    sequence = one(Chat(tokenizer), asked("hi", Response(messages=(short,))))
+    assert sequence.ids[-1] == 0
+    assert Chat(tokenizer).end_id != 0
+
+
 def test_turns_after_the_last_answer_are_left_out():
     chat = Chat(styled("chatml"))
     more = (*(DIALOGUE.messages or ()), Message(role="user", content="bye"))
@@ -351,21 +389,41 @@ def test_turns_after_the_last_answer_are_left_out():
 
 
 @pytest.mark.parametrize("style", ["rewrites", "opens"])
-def test_a_template_that_rewrites_history_trains_the_last_turn_as_it_is_asked_for(style):
+def test_a_template_that_rewrites_history_trains_each_turn_as_it_is_asked_for(style):
     chat, counts = Chat(styled(style)), Counts()
-    made = encoded(chat, asked("hi", DIALOGUE), counts)
+    made = encoded(chat, asked("hi", DIALOGUE, "hello"), counts)
     assert made is not None
-    turns = [{"role": "user", "content": "hi"}, *(m.plain() for m in (DIALOGUE.messages or ())[:-1])]
-    seen = chat.tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
-    assert made[0].context.tolist() == seen
-    assert trained(chat, made[0]).removeprefix("<think>\n\n</think>\n\n") == "the quick fox<|im_end|>"
-    assert counts.totals() == {"trained on the last turn alone: the template rewrites earlier turns": 1}
+    assert [len(s.later) for s in made] == [1, 0]
+    assert counts[EACH_TURN] == 1
+    turns = [{"role": "user", "content": "hi"}, *(m.plain() for m in DIALOGUE.messages or ())]
+    for sequence, place, said in ((made[0], 1, "hello"), (made[0].later[0], 4, "the quick fox"), (made[1], 1, "hello")):
+        seen = chat.tokenizer.apply_chat_template(turns[:place], add_generation_prompt=True)["input_ids"]
+        assert sequence.context.tolist() == seen
+        assert trained(chat, sequence).removeprefix("<think>\n\n</think>\n\n") == said + "<|im_end|>"
+        assert sequence.trained.all()
 
 
-def test_rewritten_turns_that_differ_between_responses_are_dropped_and_counted():
-    chat, counts = Chat(styled("rewrites")), Counts()
-    assert encoded(chat, asked("hi", DIALOGUE, "hello"), counts) is None
-    assert counts.totals() == {"dropped: the template rewrites earlier turns, and the responses differ in them": 1}
+EACH_TURN = "a sequence a turn: the template shows earlier turns otherwise than they were said"
+
+
+def test_turns_of_their_own_are_cut_each_under_its_own_context():
+    chat, counts = Chat(styled("rewrites"), max_length=60), Counts()
+    made = encoded(chat, asked("hi", DIALOGUE, "hello " * 40), counts)
+    assert made is not None
+    assert counts.totals() == {EACH_TURN: 1, "cut to max_length=60": 1}
+    first, later, long = made[0], made[0].later[0], made[1]
+    assert first.context.tolist() == long.context.tolist()
+    assert [first.cut, later.cut, long.cut] == [False, False, True]
+    assert len(long.context) + len(long.ids) == 60
+    assert len(later.context) + len(later.ids) <= 60
+    assert trained(chat, later).endswith("the quick fox<|im_end|>")
+    assert encoded(Chat(styled("rewrites"), max_length=60, overlong="drop"), asked("hi", DIALOGUE), Counts()) is None
+
+
+def test_a_dialogue_in_turns_of_their_own_that_was_cut_off_ends_without_an_end_token():
+    chat = Chat(styled("opens"))
+    sequence = one(chat, asked("hi", DIALOGUE.model_copy(update={"finish": "length"})))
+    assert [trained(chat, s) for s in (sequence, *sequence.later)] == ["hello<|im_end|>", "the quick fox"]
 
 
 def test_content_in_parts_is_its_text():
@@ -513,3 +571,26 @@ def test_sampled_ids_of_several_turns_train_whose_tokens_they_are(tokenizer):
     [sequence] = chat.encode(Record(prompt="p", responses=(response,)), [Branch(0, 0)], Counts())
     assert sequence.ids.tolist() == [5, 6, 7]
     assert sequence.trained.tolist() == [True, False, True]
+
+
+def test_sampling_log_probs_lie_beside_the_ids_they_belong_to():
+    chat = Chat(styled("chatml"), max_length=24)
+
+    def made(**more):
+        given = {"token_ids": (5, 6, 7), "tokenizer": chat.key, "sampling_logprobs": (-1.0, -2.0, -3.0)}
+        return one(chat, asked("hi", Response(text="x", **(given | more))))
+
+    stopped = made()
+    assert stopped.ids.tolist() == [5, 6, 7, chat.end_id]
+    assert stopped.old is not None
+    assert stopped.old.dtype == np.float32
+    np.testing.assert_array_equal(stopped.old, np.array([-1, -2, -3, np.nan], np.float32))
+    others = made(trained=(True, False, True), finish="length").old
+    np.testing.assert_array_equal(others, np.array([-1, np.nan, -3], np.float32))
+    assert made(tokenizer="another").old is None
+    assert made(sampling_logprobs=None).old is None
+    assert made(sampling_logprobs=None).key == stopped.key
+    long = made(token_ids=(5,) * 30, sampling_logprobs=tuple(-float(i) for i in range(30)))
+    assert long.cut
+    assert long.old is not None
+    assert long.old.tolist() == [-float(i) for i in range(len(long.ids))]

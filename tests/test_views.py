@@ -2,6 +2,8 @@
 
 import math
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from accord.data.records import FEEDBACK_KINDS, Judgement, Message, Record, Response
 from accord.data.sources import load
-from accord.data.views import MADE_FROM, Branch, Counts, ViewOptions, split, view
+from accord.data.views import MADE_FROM, Branch, Counts, ViewOptions, nothing, split, view
 from accord.errors import ConfigError
 
 DATA = Path(__file__).parents[1] / os.environ.get("ACCORD_DATA", "../shared/data")
@@ -140,6 +142,93 @@ def test_several_judges_are_averaged():
     assert found == [("a", "b", 0.75)]
     assert counts["averaged: several judgements of one target (preference)"] == 1
     assert counts["contradiction: the same pair in both directions"] == 1
+
+
+def test_a_vote_is_what_most_say():
+    said = record("a", "b", prefs=[(0, 1, 0.9), (1, 0, 0.8), (0, 1, 0.6)])  # two for a, one for b
+    found, counts = pairs(said, several="vote")
+    assert found == [("a", "b", 1.0)]
+    assert counts["voted: several judgements of one target (preference)"] == 1
+    even = record("a", "b", prefs=[(0, 1, 1), (1, 0, 0.9)])
+    assert pairs(even, several="vote")[0] == []
+    assert pairs(even, several="vote", ties="half")[0] == [("a", "b", 0.5)]
+    assert pairs(even)[0] == [("a", "b", pytest.approx(0.55))]  # the mean is not a vote
+    labels = [Judgement(kind="label", response=0, value=v) for v in (1, 0, 1)]
+    assert values(record("a", judgements=labels), several="vote")[0] == [("a", 1.0)]
+    assert values(record("a", judgements=labels))[0] == [("a", pytest.approx(2 / 3))]
+    found, counts = values(record("a", judgements=labels[:2]), several="vote")
+    assert found == []
+    assert counts["tie dropped: even votes"] == counts["no point: all ties"] == 1
+    assert values(record("a", judgements=labels[:2]), several="vote", ties="half")[0] == [("a", 0.5)]
+    scores = [Judgement(kind="score", response=0, value=v) for v in (1, 8, 9)]
+    assert values(record("a", judgements=scores), several="vote")[0] == [("a", 8.0)]
+    margins = record("a", "b", margins=[(0, 1, 9), (0, 1, -1), (0, 1, -2)])
+    assert pairs(margins, several="vote")[0] == [("b", "a", 1.0)]
+    assert pairs(margins)[0] == [("a", "b", 1.0)]
+
+
+def rated_by(**judges: tuple) -> Record:
+    """Responses a, b, ... rated by named judges; None is not rated."""
+    given = [
+        Judgement(kind="score", response=i, value=v, by=name)
+        for name, scores in judges.items() for i, v in enumerate(scores) if v is not None
+    ]  # fmt: skip
+    return record(*"abc"[: max(map(len, judges.values()))], judgements=given)
+
+
+def test_agreement_is_the_strength_of_a_pair():
+    said = record("a", "b", prefs=[(0, 1, 0.9), (1, 0, 0.8), (0, 1, 0.6), (0, 1, 0.5)])
+    assert pairs(said, several="agreement")[0] == [("a", "b", 0.625)]  # two for a, one against, one for neither
+    assert pairs(said, several="agreement", strengths="hard")[0] == [("a", "b", 1.0)]
+    three = rated_by(x=(5, 3), y=(4, 2), z=(1, 2))
+    assert pairs(three, several="agreement")[0] == [("a", "b", pytest.approx(2 / 3))]
+    assert pairs(three)[0] == [("a", "b", 1.0)]
+    one_loud = rated_by(x=(9, 1), y=(2, 3), z=(2, 3))  # the mean says a, two of three say b
+    found, counts = pairs(one_loud, several="agreement")
+    assert found == [("b", "a", pytest.approx(2 / 3))]
+    assert counts["pair turned round: most judges say the opposite of the mean"] == 1
+    found, counts = pairs(rated_by(x=(5, 1), y=(2, 3)), several="agreement")
+    assert found == []
+    assert counts["tie dropped: judges are divided evenly"] == 1
+    apart = rated_by(x=(5, None), y=(None, 3))  # nobody rated both: the order stands
+    assert pairs(apart, several="agreement")[0] == [("a", "b", 1.0)]
+    ranks = [Judgement(kind="rank", response=i, value=v, by=b) for b, r in (("x", (0, 1)), ("y", (0, 1)), ("z", (1, 0)))
+             for i, v in enumerate(r)]  # fmt: skip
+    assert pairs(record("a", "b", judgements=ranks), several="agreement")[0] == [("a", "b", pytest.approx(2 / 3))]
+
+
+def test_a_pair_in_several_records_is_put_to_the_vote():
+    def said(*sides: int, source: str = "crowd") -> list[Record]:
+        return [record("a", "b", prefs=[(0, 1, side)], source=source) for side in sides]
+
+    found, counts = pairs(said(1, 0, 1), several="vote")
+    assert (found, counts["judged once: a pair that several records bring"]) == ([("a", "b", 1.0)], 2)
+    assert pairs(said(0, 1, 0), several="agreement")[0] == [("b", "a", pytest.approx(2 / 3))]
+    every = [("a", "b", 1.0), ("b", "a", 1.0), ("a", "b", 1.0)]
+    assert pairs(said(1, 0, 1), several="agreement", duplicates="keep")[0] == every
+    found, counts = pairs(said(1, 0), several="agreement")
+    assert (found, counts["tie dropped: judges are divided evenly"]) == ([], 1)
+    assert pairs(said(1, 0), several="vote", ties="half")[0] == [("a", "b", 0.5)]
+    apart = said(1) + said(0, source="others")  # sources may disagree
+    assert pairs(apart, several="vote")[0] == [("a", "b", 1.0), ("b", "a", 1.0)]
+
+
+def test_ratings_of_several_scales_are_said():
+    def rated(*judged, source="default"):
+        given = [Judgement(kind="score", response=0, value=v, scale=s, attribute=a) for v, s, a in judged]
+        return record("a", judgements=given, source=source)
+
+    both = rated((4, (1, 5), "help"), (40, (0, 100), "truth"))
+    kept = "ratings of several scales stand in one record as they are: `rescale` puts them on one"
+    assert values(both)[1][kept] == 1
+    found, counts = values(both, rescale="unit")
+    assert (found, kept in counts) == ([("a", pytest.approx((0.75 + 0.4) / 2))], False)
+    stars, percent = rated((4, (1, 5), "x"), source="stars"), rated((40, (0, 100), "x"), source="percent")
+    told = "one threshold for ratings of several scales: `rescale` puts them on one"
+    found, counts = values([stars, percent], threshold=5)
+    assert ([v for _, v in found], counts[told]) == ([0, 1], 1)
+    found, counts = values([stars, percent], threshold=0.5, rescale="unit")
+    assert ([v for _, v in found], told in counts) == ([1, 0], False)
 
 
 def test_attributes_are_averaged_one_by_one():
@@ -281,6 +370,10 @@ def test_demonstrations_from_everything():
     assert values(said, "Demos", feedback={"demonstrations"})[0] == ["a"]
 
 
+def test_a_tie_that_is_kept_shows_nothing_worth_imitating():
+    assert values(record("a", "b", prefs=[(0, 1, 0.5)]), "Demos", ties="half")[0] == []
+
+
 def test_a_response_is_one_demonstration_however_often_it_is_praised():
     assert values(record("a", "b", "c", scores=(5, 3, 1), prefs=[(0, 1, 1), (0, 2, 1)]), "Demos")[0] == ["a"]
 
@@ -298,7 +391,7 @@ def test_groups():
     assert [e.values["score"] for e in made] == [(1, 3), (-1, 0), (1, 0), (2, 2)]
     assert made[0].branches["responses"] == (Branch(0, 0), Branch(0, 2))
     assert counts["left: a response that nobody scored"] == counts["group kept: all scores equal"] == 1
-    assert counts["no group: only one response"] == 1
+    assert counts["no group: only one response, with ratings"] == 1
     assert counts["group from ratings"] == 2
 
 
@@ -310,6 +403,8 @@ def test_refusals():
         ({"ties": "halve"}, "'half'"),
         ({"rankings": "best"}, "known"),
         ({"strength_scale": 0}, "above 0"),
+        ({"several": "median"}, "known"),
+        ({"several": "agreement", "strengths": "scores"}, "choose one"),
     ):
         with pytest.raises(ConfigError, match=right):
             ViewOptions(**wrong)
@@ -323,6 +418,25 @@ def test_refusals():
         view([], "Pairs", feedback={"rating"})
     with pytest.raises(ConfigError, match="Pairs cannot be made from demonstrations"):
         view([], "Pairs", feedback={"demonstrations"})
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "options", "says"),
+    [
+        ([record("a", scores=(1,))], "Pairs", {}, "only one response, with ratings: 1.*kto, ulma"),
+        ([record("a", "b")] * 3, "Pairs", {}, "none of 3 records.*only demonstrations: 3.*sft"),
+        ([record("a", "b", scores=(1, 1))], "Pairs", {}, "all ties: 1.*ties: half"),
+        ([record("a", "b", scores=(1, None))], "Pairs", {}, "fewer than two of its responses are judged"),
+        ([record("a", scores=(1,))], "Points", {"attribute": "truth"}, "no judgement is left that counts.*attribute"),
+        ([record("a", scores=(1,))], "Demos", {"threshold": 2}, "known to be good.*threshold"),
+        ([record()], "Points", {}, "a prompt without responses: 1"),
+        ([], "Points", {}, "none of 0 records.*none of that kind"),
+    ],
+)
+def test_why_there_is_nothing_and_what_may_be_done(said, kind, options, says):
+    counts = Counts()
+    assert view(said, kind, ViewOptions(**options), counts=counts) == []
+    assert re.search(says, nothing(counts, len(said)))
 
 
 def test_counts_keep_a_few_examples():
@@ -478,3 +592,40 @@ def test_real_hh():
     assert len(values(said, "Demos")[0]) >= len(found)
     train, held = split(said, 0.1, 0)
     assert not {r.prompt_key for r in train} & {r.prompt_key for r in held}
+
+
+# -- token by token ---------------------------------------------------------------------------------------------------
+
+
+def sampled_record(values, sampled=(True, True, True)):
+    said = {"token_ids": (5, 6), "tokenizer": "k", "sampling_logprobs": (-1.0, -2.0)}
+    responses = [
+        Response(text=f"t{i}", **(said if s else {})) for i, s in zip(range(len(values)), sampled, strict=False)
+    ]
+    scores = [Judgement(kind="score", response=i, value=v) for i, v in enumerate(values)]
+    return Record(prompt="Hi", responses=responses, judgements=scores)
+
+
+@pytest.mark.parametrize(
+    ("advantages", "expected"),
+    [("centred", [-2, 1, 1]), ("normalised", [-2 / 3**0.5, 3**-0.5, 3**-0.5]), ("value", [1, 4, 4])],
+)
+def test_rollouts_have_advantages_over_their_siblings(advantages, expected):
+    made = view([sampled_record([1, 4, 4])], "Rollouts", ViewOptions(advantages=advantages))
+    assert [e.values["advantage"] for e in made] == pytest.approx(expected)
+    assert [e.values["value"] for e in made] == [1, 4, 4]
+
+
+def test_what_nobody_sampled_or_has_no_sibling_is_no_rollout():
+    counts = Counts()
+    made = view([sampled_record([1, 4, 5], (True, True, False)), sampled_record([3])], "Rollouts", counts=counts)
+    assert [(e.record, e.values["advantage"]) for e in made] == [(0, -1.5), (0, 1.5)]
+    assert counts["left: a response that carries no sampling_logprobs"] == 1
+    assert counts["left: a single rollout, which has no advantage over others"] == 1
+
+
+def test_tokens_are_points_that_are_looked_at_one_by_one():
+    records = [sampled_record([0, 1])]
+    points = view(records, "Points")
+    assert [replace(e, kind="Points") for e in view(records, "Tokens")] == points
+    assert {e.kind for e in view(records, "Tokens")} == {"Tokens"}

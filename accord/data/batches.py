@@ -19,7 +19,7 @@ import numpy as np
 
 from accord.data.chat import Chat, Sequence
 from accord.data.records import Record
-from accord.data.views import Branch, Counts, Example
+from accord.data.views import Branch, Counts, Example, nothing
 from accord.errors import ConfigError
 
 
@@ -176,8 +176,8 @@ class Schedule:
     def _strata(self, term: TermSpec, share_of_term: float) -> Iterator[Stratum]:
         items = self.corpus.items[term.name]
         if not items:
-            why = "; ".join(f"{k}: {v}" for k, v in self.corpus.counts.totals().items()) or "no record of that kind"
-            raise ConfigError(f"nothing to train {term.name!r} on ({why}). See `accord data check`")
+            why = nothing(self.corpus.counts, len(self.corpus.records))
+            raise ConfigError(f"nothing to train {term.name!r} on: {why}. See `accord data check`")
         by_class: dict[tuple[str, bool | None], list[int]] = {}
         for index, item in enumerate(items):
             good = float(item.values["value"]) >= 0.5 if term.both_classes else None  # type: ignore[arg-type]
@@ -271,28 +271,49 @@ class Batch:
     """One update: N sequences, each once, and the terms' examples that point at them.
 
     silent [N] is True for sequences that are only scored (no gradient), such as mismatched pairs of prompt and answer.
+    A response whose turns are sequences of their own stands at its first turn, the later ones right behind it.
     """
 
     sequences: list[Sequence]
     terms: dict[str, TermBatch]
     silent: np.ndarray
 
+    @functools.cached_property
+    def parts(self) -> np.ndarray:
+        """[N] the sequence that stands for each one's response: itself, or the response's first turn."""
+        found = np.arange(len(self.sequences))
+        for i, s in enumerate(self.sequences):
+            found[i + 1 : i + 1 + len(s.later)] = i
+        return found
+
     def examples(self) -> Iterator[tuple[str, int, tuple[int, ...]]]:
         """(term, example, its sequences)"""
         for name, term in self.terms.items():
             for i in range(len(term)):
-                yield name, i, tuple(int(p) for r in term.roles.values() for p in np.atleast_1d(r[i]) if p >= 0)
+                yield name, i, tuple(p for r in term.roles.values() for p in self._whole(np.atleast_1d(r[i])))
+
+    def used(self, name: str, *, silent: bool = True) -> list[int]:
+        """The sequences of a term, role by role; without `silent`, those that are only scored are left out."""
+        places = (p for role in self.terms[name].roles.values() for p in self._whole(role.ravel()))
+        return [p for p in places if silent or not self.silent[p]]
+
+    def _whole(self, role: np.ndarray) -> Iterator[int]:
+        """The sequences of the responses at these places."""
+        return (p + k for p in role.tolist() if p >= 0 for k in range(1 + len(self.sequences[p].later)))
 
 
 def gather(corpus: Corpus, chosen: Mapping[str, Seq[int]]) -> Batch:
     """Examples by term and index as a batch; a branch that several of them use stands in it once."""
     where: dict[int, int] = {}
+    sequences: list[Sequence] = []
     terms = {}
     for name, indices in chosen.items():
         items = [corpus.items[name][i] for i in indices]
         for item in items:
             for place in item.places:
-                where.setdefault(place, len(where))
+                if place not in where:
+                    where[place] = len(sequences)
+                    sequences += [corpus.sequences[place], *corpus.sequences[place].later]
         roles = {
             role: _index([item.roles[role] for item in items], where) for role in (items[0].roles if items else {})
         }
@@ -305,7 +326,6 @@ def gather(corpus: Corpus, chosen: Mapping[str, Seq[int]]) -> Batch:
             np.array([item.record for item in items]),
             [item.source for item in items],
         )
-    sequences = [corpus.sequences[p] for p in where]
     return Batch(sequences, terms, np.zeros(len(sequences), bool))
 
 
@@ -324,7 +344,8 @@ def _pad(values: list) -> np.ndarray:
 
 
 def with_mismatched(batch: Batch, name: str) -> Batch:
-    """Adds to term `name` the role `mismatched`: each example's prompt followed by the next example's response.
+    """Adds to term `name` the role `mismatched`: each example's prompt followed by the next example's response (its
+    first turn, where its turns are sequences of their own).
 
     The next example is the first one behind (around the end) whose prompt is another; the new sequences are silent.
 

@@ -4,6 +4,14 @@ The context (the prompt as the model sees it before it answers) is tokenised onc
 prefix of every sequence by construction. A response's ids follow; the end-of-turn token is trained exactly when the
 response ended. Masks are made here and carried; nobody guesses them from values later.
 
+A model reads what its template shows, so a response of several turns is one sequence only if that is what the template
+renders. Else (it removes the thoughts of earlier turns, or closes them otherwise than the last) each turn is a sequence
+of its own, under the context that the model would see; together they are the response, and its log-prob is their sum.
+
+Special tokens are the template's alone. A text of the data that spells one (`<|im_end|>` in a question) is read letter
+by letter, as text, and counted; end tokens that close an answer's text are its end and stand once. Without a template,
+texts are taken as they are, special tokens too.
+
 Example:
     a model with a template renders [user "Hi"] and the answer "Hello" as
     `<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n` (context) and `Hello<|im_end|>` (trained).
@@ -12,8 +20,10 @@ Example:
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,16 +36,37 @@ from accord.errors import ConfigError, RecordError
 
 @dataclass(frozen=True, eq=False)
 class Sequence:
-    """One branch as tokens. context [P], ids [R], trained [R] (True where a token's log-prob counts)."""
+    """One branch as tokens.
+
+    context [P], ids [R], trained [R] (True where a token's log-prob counts). old [R]: nats under whoever sampled the
+    response, NaN where a token was not sampled (the end token that we add, tokens of others); None if nobody knows.
+    later: the response's further turns, where a template that rewrites earlier turns gives each a context of its own.
+    """
 
     context: np.ndarray
     ids: np.ndarray
     trained: np.ndarray
     cut: bool = False
+    old: np.ndarray | None = None
+    later: tuple[Sequence, ...] = ()
+
+    @classmethod
+    def of(cls, context: Seq[int], ids: Seq[int], trained: Seq[bool], old: Seq[float] | None = None) -> Sequence:
+        """The same from lists; what is left out of `old` at its end was not sampled."""
+        said = None if old is None else np.full(len(ids), np.nan, np.float32)
+        if said is not None and old is not None:
+            said[: len(old)] = np.where(trained[: len(old)], old, np.nan)
+        return cls(np.asarray(context, np.int32), np.asarray(ids, np.int32), np.asarray(trained, bool), old=said)
+
+    def fitted(self, context: Seq[int], room: int) -> Sequence:
+        """The response under a shorter context, cut after `room` tokens."""
+        old = None if self.old is None else self.old[:room]
+        new = np.asarray(context, np.int32)
+        return Sequence(new, self.ids[:room], self.trained[:room], len(self.ids) > room, old)
 
     @property
     def key(self) -> bytes:
-        """Identity of the tokens: what a cached log-prob belongs to."""
+        """Identity of the tokens, without `later`: what a cached log-prob belongs to."""
         digest = hashlib.blake2b(digest_size=16)
         for part in (self.context, self.ids, self.trained.astype(np.int32)):
             digest.update(len(part).to_bytes(8, "little"))
@@ -54,6 +85,13 @@ def tokenizer_key(tokenizer: Any) -> str:
 # A model without a template gets messages as the transcripts that base models have seen; strings stay as they are.
 PLAIN = {"system": "", "developer": "", "user": "\n\nHuman: ", "assistant": "\n\nAssistant:", "tool": "\n\nTool: "}
 
+# Ends that no probe finds: Llama 3.1 writes them after calls of its built-in tools, and expects to be answered.
+OTHER_ENDS = ("<|eom_id|>", "<|eom|>")
+# A special token that a text spells is held apart as a number between these while the template renders the text.
+OPEN, CLOSE = "\u2045", "\u2046"
+APART = re.compile(f"{OPEN}([0-9]+){CLOSE}")
+CALL = {"id": "callzqxj1", "type": "function", "function": {"name": "zqxj", "arguments": {"a": 1}}}
+
 
 def words(message: Message) -> str:
     """The text of a message; of content in parts, the parts that are text."""
@@ -67,6 +105,9 @@ def _after(context: str, text: str) -> str:
     return " " + text if context.endswith(PLAIN["assistant"]) and text[:1] not in (" ", "\n") else text
 
 
+_Turn = tuple[list[Message], Sequence]  # what was said before a sequence, and the sequence
+
+
 @dataclass
 class Chat:
     """Turns records into tokens for one tokenizer.
@@ -77,7 +118,8 @@ class Chat:
         overlong: `cut` drops the oldest turns, then the oldest tokens of the context (never its last turn's end), and
             cuts what remains too long at the end of the response, which then trains no end token; all responses of a
             prompt keep the same context. `drop` leaves the whole record out. Both are counted.
-        stop_ids: ids that end a response; by default the tokenizer's end token and the template's end of turn.
+        stop_ids: ids that end a response, beside the tokenizer's end token and what the template writes at the end of
+            a turn or of a tool call.
     """
 
     tokenizer: Any
@@ -94,9 +136,20 @@ class Chat:
         if self.template is not None:
             self.tokenizer.chat_template = self.template
         self.key = tokenizer_key(self.tokenizer)
-        self.end_id = self._end_of_turn()
-        known = [i for i in (self.end_id, self.tokenizer.eos_token_id, *self.stop_ids) if i is not None]
-        self.stop_ids = tuple(dict.fromkeys(known))
+        self._added = {str(token): i for i, token in self.tokenizer.added_tokens_decoder.items()}
+        self.end_id, calls_end = self._ends()
+        others = (self._added.get(name) for name in OTHER_ENDS)
+        known = [self.end_id, self.tokenizer.eos_token_id, *self.stop_ids, calls_end, *others]
+        self.stop_ids = tuple(dict.fromkeys(i for i in known if i is not None))
+        ends = {str(self.tokenizer.convert_ids_to_tokens(i)): i for i in self.stop_ids}
+        self._stops = ends
+        self._stop = re.compile("|".join(map(re.escape, ends)) or "(?!)")
+        self._closing = re.compile(rf"(?:(?:{self._stop.pattern})\s*)+\Z")
+        special = {str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special} | set(ends)
+        special |= set(self.tokenizer.all_special_tokens)
+        self._special = [OPEN, *sorted(filter(str.strip, special), key=len, reverse=True)]
+        self._spelled = re.compile("|".join(map(re.escape, self._special)))
+        self._letters: dict[int, list[int]] = {}
 
     @property
     def has_template(self) -> bool:
@@ -105,9 +158,11 @@ class Chat:
     @property
     def told(self) -> str:
         """How prompts are rendered, in one line for the user."""
+        endless = "" if self.end_id is not None else "; no end of an answer is trained: the tokenizer has no eos_token"
         if self.has_template:
-            return "prompts are rendered with the model's chat template"
-        return "the model has no chat template: texts stay as they are, messages become Human/Assistant transcripts"
+            return "prompts are rendered with the model's chat template" + endless
+        how = "texts stay as they are, messages become Human/Assistant transcripts"
+        return f"the model has no chat template: {how}{endless}"
 
     # -- text ---------------------------------------------------------------------------------------------------------
 
@@ -133,36 +188,100 @@ class Chat:
         try:
             return self.render(messages, record.tools, opening=opening)
         except (TemplateError, TypeError, ValueError) as error:
+            lacks = re.search("'([a-z]+_token)' is undefined", str(error))
             raise RecordError(
                 f"the chat template refuses these turns ({', '.join(m.role for m in messages)}): {error}",
                 file=record.origin.file if record.origin else None,
                 line=record.origin.line if record.origin else None,
-                remedy="Mend the record, or give another chat_template",
+                remedy=(f"Give the tokenizer a {lacks[1]}" if lacks else "Mend the record")
+                + ", or give another chat_template",
             ) from error
 
-    def _end_of_turn(self) -> int | None:
-        """The token that the template writes after an assistant's turn; else the tokenizer's end token."""
-        if self.has_template:
-            marker = "zqxj"
-            try:
-                text = self.render(
-                    [Message(role="user", content="a"), Message(role="assistant", content=marker)], opening=False
-                )
-            except TemplateSyntaxError as error:
-                raise ConfigError(f"chat_template, line {error.lineno}: {error.message}") from error
-            except (TemplateError, TypeError, ValueError):  # it refuses this one; it is asked about real ones later
-                return self.tokenizer.eos_token_id
-            tail = self._ids(text[text.rfind(marker) + len(marker) :])
-            special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-            for token in tail:
-                if token in special:
-                    return token
-        return self.tokenizer.eos_token_id
+    def _ends(self) -> tuple[int | None, int | None]:
+        """The tokens that the template writes after an assistant's words, and after its tool calls."""
+        if not self.has_template:
+            return self.tokenizer.eos_token_id, None
+        after_words = self._tail([Message(role="assistant", content="zqxj")])
+        calls = Message(role="assistant", content="", tool_calls=[CALL])  # type: ignore[call-arg]
+        return next(iter(after_words), self.tokenizer.eos_token_id), next(reversed(self._tail([calls])), None)
+
+    def _tail(self, turns: list[Message]) -> list[int]:
+        """The special tokens that the template writes behind the last `zqxj` of these turns."""
+        try:
+            text = self.render([Message(role="user", content="a"), *turns], opening=False)
+        except TemplateSyntaxError as error:
+            raise ConfigError(f"chat_template, line {error.lineno}: {error.message}") from error
+        except (TemplateError, TypeError, ValueError):  # it refuses these; it is asked about real ones later
+            return []
+        special = set(self.tokenizer.all_special_ids) | set(self._added.values())
+        _, found, behind = text.rpartition("zqxj")
+        return [i for i in self._ids(behind) if i in special] if found else []
+
+    # -- special tokens that texts spell ------------------------------------------------------------------------------
+
+    def _read(self, record: Record, counts: Counts) -> Record:
+        """The record with special tokens that its texts spell held apart, so that no template sees them."""
+        everything = (record.prompt, record.tools, [(r.text, r.messages) for r in record.responses])
+        if not self.has_template or not any(self._spelled.search(text) for text in _strings(everything)):
+            return record
+        found: dict[str, None] = {}
+
+        def apart(value: Any) -> Any:
+            if isinstance(value, str):
+                found.update(dict.fromkeys(self._spelled.findall(value)))
+                return self._spelled.sub(lambda m: f"{OPEN}{self._special.index(m[0])}{CLOSE}", value)
+            if isinstance(value, dict):
+                return {apart(k): apart(v) for k, v in value.items()}
+            return [apart(v) for v in value] if isinstance(value, list | tuple) else value
+
+        def turn(message: Message) -> Message:
+            plain = message.model_dump(exclude_none=True)
+            if message.role == "assistant" and isinstance(message.content, str):
+                plain["content"] = closed(message.content)
+            return Message(**{k: v if k == "role" else apart(v) for k, v in plain.items()})
+
+        def closed(text: str) -> str:
+            kept = self._closing.sub("", text)
+            if kept != text:
+                counts.add("an end token that closed an answer's text stands once", record)
+            return kept
+
+        responses = []
+        for r in record.responses:
+            said = {"text": apart(closed(r.text))} if r.text is not None else {}
+            turns = {"messages": tuple(map(turn, r.messages))} if r.messages is not None else {}
+            responses.append(r.model_copy(update={**said, **turns}))
+        prompt = apart(record.prompt) if isinstance(record.prompt, str) else tuple(map(turn, record.prompt))
+        tools = tuple(apart(record.tools)) if record.tools is not None else None
+        for token in found:
+            if token != OPEN:
+                how = "the token, for this tokenizer cannot spell it" if self._is_itself(token) else "text"
+                counts.add(f"a text spells the special token {token}: read as {how}", record)
+        return record.model_copy(update={"prompt": prompt, "responses": tuple(responses), "tools": tools})
+
+    def _is_itself(self, token: str) -> bool:
+        """Whether the tokenizer can read the spelling of a special token as that token only."""
+        return self.tokenizer.convert_tokens_to_ids(token) in self._spelling(self._special.index(token))
+
+    def _spelling(self, number: int) -> list[int]:
+        """The ids of a special token's letters."""
+        if number not in self._letters:
+            token = self._special[number]
+            newline, behind, alone = (
+                self.tokenizer(t, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+                for t in ("\n", "\n" + token, token)
+            )
+            self._letters[number] = behind[len(newline) :] if behind[: len(newline)] == newline else alone
+        return self._letters[number]
 
     # -- tokens -------------------------------------------------------------------------------------------------------
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        first, *rest = APART.split(text) if self.has_template and OPEN in text else [text]
+        ids = self.tokenizer(first, add_special_tokens=False, verbose=False)["input_ids"]
+        for number, behind in zip(rest[::2], rest[1::2], strict=True):
+            ids = [*ids, *self._spelling(int(number)), *(self._piece(behind) if behind else [])]
+        return ids
 
     def _context_ids(self, text: str) -> list[int]:
         """Ids of a context; the beginning-of-text token stands once, whether template or tokenizer writes it."""
@@ -181,6 +300,7 @@ class Chat:
 
     def context_ids(self, record: Record) -> list[int]:
         """The prompt as the model sees it before it answers, at most `max_length` - 1 tokens."""
+        record = self._read(record, Counts())
         messages = list(record.messages)
         ids = self._context_ids(self._render(record, messages, opening=True))
         room = self.max_length - 1
@@ -196,16 +316,17 @@ class Chat:
         newline, behind = self._ids("\n"), self._ids("\n" + text)
         return behind[len(newline) :] if behind[: len(newline)] == newline else self._ids(text)
 
-    def _ended(self, ids: list[int], ended: bool) -> list[int]:
-        """Ids with one end token after them if the turn ended, and none if it did not, whatever the text brought."""
+    def _ended(self, ids: list[int], end: int | None) -> list[int]:
+        """Ids with the end token `end` after them, or with none, whatever the text brought."""
         while ids and ids[-1] in self.stop_ids:
             ids = ids[:-1]
-        return [*ids, self.end_id] if ended and self.end_id is not None else ids
+        return ids if end is None else [*ids, end]
 
     def _response(
-        self, record: Record, messages: Seq[Message], response: Response, context: str, context_ids: list[int]
-    ) -> tuple[list[int], list[bool]] | None:
-        """Ids and mask of one response, uncut; None if the template does not show its turns as one sequence."""
+        self, record: Record, messages: Seq[Message], response: Response, context: str, context_ids: list[int],
+        notes: set[str],
+    ) -> Sequence | None:  # fmt: skip
+        """One response, uncut; None if the template does not show its turns as one sequence."""
         ended = response.finish != "length"
         if response.token_ids is not None and response.tokenizer == self.key:
             ids = list(response.token_ids)
@@ -213,33 +334,52 @@ class Chat:
             if ended and self.end_id is not None and (not ids or ids[-1] not in self.stop_ids):
                 ids.append(self.end_id)
                 trained.append(True)
-            return ids, trained
+            return Sequence.of(context_ids, ids, trained, response.sampling_logprobs)
         if response.messages is not None and len(response.messages) > 1:
-            return self._turns(record, messages, response, context, context_ids)
+            return self._turns(record, messages, response, context, context_ids, notes)
         turn = response.messages[0] if response.messages else Message(role="assistant", content=response.plain_text)
-        ids = self._tail_ids(context, context_ids, self._spoken(record, messages, turn, context))
-        ids = self._ended(ids, ended)
-        return ids, [True] * len(ids)
+        spoken, end, _ = self._spoken(record, messages, turn, context, notes)
+        ids = self._tail_ids(context, context_ids, spoken)
+        ids = self._ended(ids, end if ended else None)
+        return Sequence.of(context_ids, ids, [True] * len(ids))
 
-    def _spoken(self, record: Record, messages: Seq[Message], turn: Message, context: str) -> str:
-        """What stands between the context and the end of the turn: the words as the template shows them."""
+    def _spoken(
+        self, record: Record, messages: Seq[Message], turn: Message, context: str, notes: set[str]
+    ) -> tuple[str, int | None, str]:
+        """What stands between the context and the end of the turn, the end token, and how the template shows that.
+
+        What the template does to the words is added to `notes`.
+        """
         text = words(turn)
         if not self.has_template:
-            return _after(context, text)
+            return _after(context, text), self.end_id, ""
         whole = self._render(record, [*messages, turn], opening=False)
-        if not whole.startswith(context):  # the template shows an answer otherwise than it asks for one
-            both = (n for n in range(len(text), 0, -1) if context.endswith(text[:n]) and text[:n].strip())
-            return text[next(both, 0) :]  # a block of thoughts that the context has opened is not opened again
-        shown = whole[len(context) :]
-        end = self.tokenizer.convert_ids_to_tokens(self.end_id) if self.end_id is not None else None
-        if end and end in shown:
-            return shown[: shown.rfind(end)]
-        at = shown.rfind(text.strip())
-        return shown[: at + len(text.strip())] if text.strip() and at >= 0 else shown
+        shown = whole[len(context) :] if whole.startswith(context) else ""
+        stop = self._stop.search(shown)
+        if stop:
+            shown = shown[: stop.start()]
+        elif text.strip() and (at := shown.rfind(text.strip())) >= 0:
+            shown = shown[: at + len(text.strip())]
+        if not all(name in whole for name in _called(turn)):
+            notes.add("the template does not show tool calls: they are not trained")
+        said, told = "".join(text.split()), "".join(shown.split())
+        if whole.startswith(context) and (told == said or not said.endswith(told) or not said):
+            return (shown, self._stops[stop[0]], stop[0]) if stop else (shown, self.end_id, "")
+        # the template shows an answer otherwise than it asks for one, or leaves out its thoughts
+        notes.add("trained as it was said: the template shows an answer otherwise than it asks for one")
+        if context.rstrip().endswith("<think>") and "</think>" not in text:
+            notes.add("the template opens thoughts, and the answer closes none: it is trained in their place")
+        both = (n for n in range(len(text), 0, -1) if context.endswith(text[:n]) and text[:n].strip())
+        return (
+            text[next(both, 0) :],
+            self.end_id,
+            "",
+        )  # a block of thoughts that the context has opened is not opened again
 
     def _turns(
-        self, record: Record, messages: Seq[Message], response: Response, context: str, context_ids: list[int]
-    ) -> tuple[list[int], list[bool]] | None:
+        self, record: Record, messages: Seq[Message], response: Response, context: str, context_ids: list[int],
+        notes: set[str],
+    ) -> Sequence | None:  # fmt: skip
         """Several turns: assistant turns are trained with their end token, what stands between them is not."""
         ids: list[int] = []
         trained: list[bool] = []
@@ -251,66 +391,86 @@ class Chat:
                 opened = self._render(record, history, opening=True) if number else context
                 if not opened.startswith(seen):
                     return None
-                spoken = self._spoken(record, history, turn, opened)
-                if ids:
-                    between = self._piece(opened[len(seen) :])
-                    if between[:1] == [self.end_id]:
-                        between = between[1:]  # the end token of the turn before is trained with that turn
-                    ids += between
-                    trained += [False] * len(between)
-                own = self._piece(spoken) if ids else self._tail_ids(context, context_ids, spoken)
-                own = self._ended(own, number < last or response.finish != "length")
-                ids += own
-                trained += [True] * len(own)
-                seen = opened + spoken
+                between = self._piece(opened[len(seen) :]) if opened != seen else []
+                spoken, end, shown = self._spoken(record, history, turn, opened, notes)
+                if self.has_template and not shown and number < last:
+                    return None  # what is asked after this turn does not show its end
+                own = self._piece(spoken) if opened != context else self._tail_ids(context, context_ids, spoken)
+                own = self._ended(own, end if number < last or response.finish != "length" else None)
+                ids += between + own
+                trained += [False] * len(between) + [True] * len(own)
+                seen = opened + spoken + shown
             history.append(turn)
-        return ids, trained
+        return Sequence.of(context_ids, ids, trained)
 
     def encode(self, record: Record, branches: Seq[Branch], counts: Counts) -> list[Sequence] | None:
         """The branches of one record under one context, as tokens, cut together; None if the record is left out.
 
         Every branch must have the same `context`. What is cut or dropped is added to `counts`.
         """
-        messages = list(branches[0].context or record.messages)
-        responses = [record.responses[b.response] for b in branches]
-        found = self._under(record, messages, responses)
-        if found is None:  # a template that rewrites earlier turns shows the last turn alone as it will be asked for
-            before, responses = map(list, zip(*map(_parted, responses), strict=True))
-            if any(b != before[0] for b in before):
-                counts.add("dropped: the template rewrites earlier turns, and the responses differ in them", record)
-                return None
-            counts.add("trained on the last turn alone: the template rewrites earlier turns", record)
-            messages += before[0]
-            found = self._under(record, messages, responses)
-            assert found is not None
-        context_ids, made = found
-        if any(not any(trained) for _, trained in made):
-            counts.add("dropped: a response without a token to train", record)
-            return None
-        longest = max(len(ids) for ids, _ in made)
-        if len(context_ids) + longest <= self.max_length:
-            return [self._sequence(context_ids, ids, trained) for ids, trained in made]
-        if self.overlong == "drop":
-            counts.add(f"dropped: longer than max_length={self.max_length}", record)
-            return None
-        counts.add(f"cut to max_length={self.max_length}", record)
-        room = max(self.max_length - longest, self.max_length // 2)
-        context_ids = self._cut_context(record, messages, context_ids, room)
-        left = self.max_length - len(context_ids)
-        if any(not any(trained[:left]) for _, trained in made):
-            counts.add("dropped: nothing left to train after cutting", record)
-            return None
-        return [self._sequence(context_ids, ids[:left], trained[:left], cut=len(ids) > left) for ids, trained in made]
-
-    def _under(
-        self, record: Record, messages: Seq[Message], responses: Seq[Response]
-    ) -> tuple[list[int], list[tuple[list[int], list[bool]]]] | None:
-        """The ids of a context, and ids and mask of every response under it."""
+        under = branches[0].context
+        record = self._read(record if under is None else record.model_copy(update={"prompt": under}), counts)
+        messages = list(record.messages)
         context = self._render(record, messages, opening=True)
         context_ids = self._context_ids(context)
-        made = [self._response(record, messages, r, context, context_ids) for r in responses]
-        whole = [m for m in made if m is not None]
-        return (context_ids, whole) if len(whole) == len(made) else None
+        made: list[list[_Turn]] = []
+        notes: set[str] = set()
+        if record.tools and not all(name in context for name in _named(record.tools)):
+            notes.add("the template does not show the tools")
+        for response in (record.responses[b.response] for b in branches):
+            whole = self._response(record, messages, response, context, context_ids, notes)
+            if whole is None:
+                notes.add("a sequence a turn: the template shows earlier turns otherwise than they were said")
+                apart = list(self._apart(record, messages, response, notes))
+                made.append([turn for turn in apart if turn[1].trained.any()] or apart)
+            else:
+                made.append([(messages, whole)])
+        for note in sorted(notes):
+            counts.add(note, record)
+        if any(not s.trained.any() for turns in made for _, s in turns):
+            counts.add("dropped: a response without a token to train", record)
+            return None
+        if any(len(s.context) + len(s.ids) > self.max_length for turns in made for _, s in turns):
+            if self.overlong == "drop":
+                counts.add(f"dropped: longer than max_length={self.max_length}", record)
+                return None
+            counts.add(f"cut to max_length={self.max_length}", record)
+            made = self._cut(record, made)
+            if any(not s.trained.any() for turns in made for _, s in turns):
+                counts.add("dropped: nothing left to train after cutting", record)
+                return None
+        return [replace(turns[0][1], later=tuple(s for _, s in turns[1:])) for turns in made]
+
+    def _apart(self, record: Record, messages: Seq[Message], response: Response, notes: set[str]) -> Iterator[_Turn]:
+        """Each assistant turn of a response as it would be asked for, with the turns before it as its context."""
+        turns = response.messages or ()
+        for number, turn in enumerate(turns):
+            if turn.role == "assistant":
+                history = [*messages, *turns[:number]]
+                context = self._render(record, history, opening=True)
+                finish = response.finish if number == _last(turns) else "stop"
+                alone = Response(messages=(turn,), finish=finish)
+                sequence = self._response(record, history, alone, context, self._context_ids(context), notes)
+                assert sequence is not None
+                yield history, sequence
+
+    def _cut(self, record: Record, made: list[list[_Turn]]) -> list[list[_Turn]]:
+        """Everything cut to `max_length`; what had one context keeps one."""
+        longest: dict[bytes, int] = {}
+        for _, s in (turn for turns in made for turn in turns):
+            longest[s.context.tobytes()] = max(len(s.ids), longest.get(s.context.tobytes(), 0))
+        contexts: dict[bytes, list[int]] = {}
+
+        def fitted(history: list[Message], s: Sequence) -> Sequence:
+            key = s.context.tobytes()
+            if key not in contexts:
+                ids = s.context.tolist()
+                room = max(self.max_length - longest[key], self.max_length // 2)
+                short = len(ids) + longest[key] <= self.max_length
+                contexts[key] = ids if short else self._cut_context(record, history, ids, room)
+            return s.fitted(contexts[key], self.max_length - len(contexts[key]))
+
+        return [[(history, fitted(history, s)) for history, s in turns] for turns in made]
 
     def _cut_context(self, record: Record, messages: list[Message], ids: list[int], room: int) -> list[int]:
         """Oldest turns first (a system message stays), then oldest tokens; the first token stays if it is a bos."""
@@ -329,18 +489,29 @@ class Chat:
             ids = [ids[0], *ids[-(room - 1) :]] if keep_bos else ids[-room:]
         return ids
 
-    def _sequence(self, context: list[int], ids: list[int], trained: list[bool], *, cut: bool = False) -> Sequence:
-        return Sequence(np.asarray(context, np.int32), np.asarray(ids, np.int32), np.asarray(trained, bool), cut)
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text in messages, tools, and lists of them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Message):
+        yield from _strings(value.__dict__ | (value.model_extra or {}))
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
+
+
+def _named(functions: Any) -> list[str]:
+    """The names of tools, or of calls of them; each is a function, or holds one."""
+    inner = [f.get("function", f) for f in functions or () if isinstance(f, dict)]
+    return [str(f["name"]) for f in inner if isinstance(f, dict) and "name" in f]
+
+
+def _called(turn: Message) -> list[str]:
+    """The names of the functions that a turn calls."""
+    return _named((turn.model_extra or {}).get("tool_calls"))
 
 
 def _last(turns: Seq[Message]) -> int:
     """Place of the last assistant turn."""
     return max(i for i, turn in enumerate(turns) if turn.role == "assistant")
-
-
-def _parted(response: Response) -> tuple[tuple[Message, ...], Response]:
-    """The turns before the last assistant turn, and a response of that turn alone."""
-    if response.messages is None:
-        return (), response
-    last = _last(response.messages)
-    return response.messages[:last], response.model_copy(update={"messages": response.messages[last : last + 1]})

@@ -16,7 +16,7 @@ import numpy as np
 
 from accord.data import sources
 from accord.data.records import FEEDBACK_KINDS, Record
-from accord.data.views import MADE_FROM, NOUNS, Branch, Counts, view
+from accord.data.views import NOUNS, Branch, Counts, view
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -155,7 +155,7 @@ def check(file: str | Path, columns: Mapping[str, str] | None = None) -> Story:
     uses: dict[str, Use] = {}
     oddities: dict[str, Odd] = {}
     longer: float | None = None
-    for kind in MADE_FROM:
+    for kind in ("Demos", "Points", "Pairs", "Groups"):
         counts = Counts()
         examples = view(records, kind, counts=counts)
         made = {
@@ -248,7 +248,8 @@ def shown(record: Record, chat: Chat) -> list[Text]:
     if made is None:
         return [Text(f"{name}  {why}", "bold red")]
     found: list[Text] = []
-    for number, sequence in enumerate(made):
+    turns = [(number, turn) for number, first in enumerate(made) for turn in (first, *first.later)]
+    for number, sequence in turns:
         trained = int(sequence.trained.sum())
         parts = [f"{len(sequence.context):,} context + {len(sequence.ids):,} tokens", f"{trained:,} trained"]
         parts += ["its end is cut off"] * sequence.cut + ([why] if why else [])

@@ -11,6 +11,8 @@ examples of one kind: demonstrations (`Demos`), judged responses (`Points`), pre
 | Points | labels; else ratings; else preferences (the share of its pairs that a response wins); demonstrations     |
 | Pairs  | preferences; else the order that ratings, labels or ranks give to the responses of one record           |
 | Groups | ratings; else ranks (score = -rank); else labels                                                       |
+| Tokens | as Points                                                                                              |
+| Rollouts | labels, else ratings, of responses that carry the log-probs under which they were sampled            |
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations, combinations_with_replacement, product
+from statistics import median
 from typing import Any, Literal, get_args, get_type_hints
 
 from accord.data.records import FEEDBACK_KINDS, KIND_OF_JUDGEMENT, Judgement, Message, Record, Response
@@ -101,6 +104,12 @@ class ViewOptions:
         rescale: `none`; `unit` puts ratings on [0, 1] and `centred` on [-1, 1], by the judgement's scale, else by the
             lowest and highest value that the source gave to the attribute.
         ties: `drop`, or `half`: kept with strength 0.5. A pair of equal texts teaches nothing and is always dropped.
+        several: what several judgements of one target come to. `mean`: their mean, within each attribute, then over
+            the attributes. `vote`: what most say, labels and preferences as votes for or against (even votes are a
+            tie), ratings, ranks and margins by their median. `agreement`: as `mean`, but a pair is as strong as the
+            share of the judges who agree on it, be it that they compared the two or that they rated or ranked both;
+            judges are told apart by `by`. Under `vote` and `agreement` a pair that a source brings in several records
+            is judged once, by all of them.
         rankings: pairs from an order of K responses: `all` K(K-1)/2, `adjacent` places, or `best_worst`.
         strengths: strength of a pair: `hard` is 1; `given` is the stated probability, else 1; `scores` is
             sigmoid(strength_scale * gap) where a margin or two ratings give a gap, else as `given`.
@@ -109,19 +118,23 @@ class ViewOptions:
             both directions; `keep` takes every one.
         pairs_as_points: whether a preference makes points (chosen 1, rejected 0).
         demonstration_value: the value of a demonstration as a point.
+        advantages: of rollouts, from the ratings of a record's responses: `centred` takes their mean off, `normalised`
+            divides by their standard deviation too, `value` is the rating itself.
         max_pairs: at most so many pairs for a prompt, spread evenly over the order in which they come.
-        attribute: the attribute whose judgements count. None averages: within each attribute, then over them.
+        attribute: the attribute whose judgements count; None: all of them.
     """
 
     threshold: float | None = None
     rescale: Literal["none", "unit", "centred"] = "none"
     ties: Literal["drop", "half"] = "drop"
+    several: Literal["mean", "vote", "agreement"] = "mean"
     rankings: Literal["all", "adjacent", "best_worst"] = "all"
     strengths: Literal["hard", "given", "scores"] = "given"
     strength_scale: float = 1.0
     duplicates: Literal["keep", "drop"] = "drop"
     pairs_as_points: bool = True
     demonstration_value: float = 1.0
+    advantages: Literal["centred", "normalised", "value"] = "centred"
     max_pairs: int | None = None
     attribute: str | None = None
 
@@ -134,6 +147,10 @@ class ViewOptions:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int | float) or not math.isfinite(value)):
                 raise ConfigError(f"view.{name}={value!r} is not a number")
+        if self.several == "agreement" and self.strengths == "scores":
+            raise ConfigError(
+                "view.several=agreement and view.strengths=scores both make strengths, of judges or scores; choose one"
+            )
         if self.strength_scale <= 0:
             raise ConfigError(f"view.strength_scale={self.strength_scale} must be above 0")
         if self.max_pairs is not None and self.max_pairs < 1:
@@ -146,6 +163,8 @@ MADE_FROM = {
     "Points": ("demonstrations", "labels", "ratings", "pairs"),
     "Pairs": ("labels", "ratings", "pairs", "rankings"),
     "Groups": ("labels", "ratings", "rankings"),
+    "Tokens": ("demonstrations", "labels", "ratings", "pairs"),
+    "Rollouts": ("labels", "ratings"),
 }
 
 
@@ -192,6 +211,8 @@ def view(
             raise ConfigError(f"{kind} cannot be made from {name}; they are made from {', '.join(MADE_FROM[kind])}")
     used = frozenset(MADE_FROM[kind] if feedback is None else feedback)
     ranges = observed_ranges(records) if options.rescale != "none" else {}
+    if options.rescale == "none" and "ratings" in used:
+        _scales_told(records, options, counts)
     made: list[tuple[str, Example]] = []
     for index, record in enumerate(records):
         facts = Facts(record, index, options, used, ranges, counts)
@@ -208,7 +229,10 @@ def view(
     return [example for _, example in made]
 
 
-NOUNS = {"Demos": "demonstration", "Points": "point", "Pairs": "pair", "Groups": "group"}
+NOUNS = {
+    "Demos": "demonstration", "Points": "point", "Pairs": "pair", "Groups": "group", "Tokens": "point",
+    "Rollouts": "rollout",
+}  # fmt: skip
 
 
 # -- what a record says, on average and in the units asked for --------------------------------------------------------
@@ -225,16 +249,32 @@ def observed_ranges(records: list[Record]) -> dict[tuple[str, str], tuple[float,
     return found
 
 
+def _scales_told(records: list[Record], options: ViewOptions, counts: Counts) -> None:
+    """Counts records whose ratings are averaged, or held against one threshold, though they were given on several
+    scales."""
+    first: set[tuple[float, float]] = set()
+    for record in records:
+        said = [j for j in record.judgements if j.kind == "score" and options.attribute in (None, j.attribute)]
+        scales = {j.scale for j in said if j.scale is not None}
+        if len(scales) > 1:
+            counts.add("ratings of several scales stand in one record as they are: `rescale` puts them on one", record)
+        elif scales and options.threshold is not None:
+            first = first or scales
+            if scales != first:
+                counts.add("one threshold for ratings of several scales: `rescale` puts them on one", record)
+
+
 def whole(judgement: Judgement) -> bool:
     """Whether a judgement is on whole responses, and not on a step or span of one."""
     return judgement.step is None and judgement.span is None
 
 
 class Facts:
-    """What one record says: each judgement averaged over those who made it, ratings rescaled.
+    """What one record says: each judgement as `several` makes it of those who judged, ratings rescaled.
 
     labels, ratings, ranks: response to value. preferences: (i, j) to P(i is better than j), in the order in which the
-    pair was first named; margins: the same to a gap in score units.
+    pair was first named; margins: the same to a gap in score units. judges: of ratings and of ranks, what each judge
+    gave to the responses (higher is better), for the agreement of judges.
     """
 
     def __init__(
@@ -253,6 +293,7 @@ class Facts:
         self.ranks: dict[int, float] = {}
         self.preferences: dict[tuple[int, int], float] = {}
         self.margins: dict[tuple[int, int], float] = {}
+        self.judges: dict[str, dict[tuple[str, str], dict[int, float]]] = {"ratings": {}, "rankings": {}}
         self.ties = 0
         named: dict[frozenset[int], tuple[int, int]] = {}
         said: dict[tuple[str, Any], list[tuple[str, float]]] = {}
@@ -265,6 +306,9 @@ class Facts:
                 counts.add(f"left: a judgement that is not on {options.attribute!r}", record)
             elif j.pair is None:
                 said.setdefault((j.kind, j.response), []).append((j.attribute, self._scaled(j)))
+                if j.by is not None and j.response is not None and j.kind in ("score", "rank"):
+                    own = self.judges[KIND_OF_JUDGEMENT[j.kind]].setdefault((j.by, j.attribute), {})
+                    own[j.response] = -j.value if j.kind == "rank" else self._scaled(j)
             else:
                 pair, value = named.setdefault(frozenset(j.pair), j.pair), j.value
                 if pair != j.pair:
@@ -275,19 +319,45 @@ class Facts:
             "preference": self.preferences, "margin": self.margins,
         }  # fmt: skip
         for (kind, target), values in said.items():
-            tables[kind][target] = self._mean(kind, values)
+            made = self._together(kind, values)
+            if made is not None:
+                tables[kind][target] = made
 
-    def _mean(self, kind: str, values: list[tuple[str, float]]) -> float:
-        """The mean within each attribute, then over the attributes."""
+    def _together(self, kind: str, values: list[tuple[str, float]]) -> float | None:
+        """What several judgements of one target come to; None for a label that is a tie and dropped."""
         if len(values) == 1:
             return values[0][1]
+        numbers = [v for _, v in values]
+        several = self.options.several
+        if several == "vote":
+            self.counts.add(f"voted: several judgements of one target ({kind})", self.record)
+        else:
+            self.counts.add(f"averaged: several judgements of one target ({kind})", self.record)
+        if kind == "preference" and min(numbers) < 0.5 < max(numbers):
+            self.counts.add("contradiction: the same pair in both directions", self.record)
+        if kind == "preference" and several == "agreement":
+            return _share(numbers)
+        if several == "vote" and kind not in ("label", "preference"):
+            return median(numbers)
+        if several == "vote":
+            won = _share(numbers)
+            if kind == "label" and won == 0.5:
+                self.ties += 1
+                kept = self.options.ties == "half"
+                self.counts.add(("tie kept at one half: " if kept else "tie dropped: ") + "even votes", self.record)
+                return 0.5 if kept else None
+            return 0.5 if won == 0.5 else float(won > 0.5)
         groups: dict[str, list[float]] = {}
         for attribute, value in values:
             groups.setdefault(attribute, []).append(value)
-        self.counts.add(f"averaged: several judgements of one target ({kind})", self.record)
-        if kind == "preference" and min(v for _, v in values) < 0.5 < max(v for _, v in values):
-            self.counts.add("contradiction: the same pair in both directions", self.record)
         return math.fsum(math.fsum(g) / len(g) for g in groups.values()) / len(groups)
+
+    def agreed(self, origin: str, i: int, j: int) -> float | None:
+        """The share of those who rated (or ranked) both that put i above j; None if nobody is known to have done so."""
+        if self.options.several != "agreement":
+            return None
+        gaps = [own[i] - own[j] for own in self.judges.get(origin, {}).values() if i in own and j in own]
+        return _share([0.5 + gap for gap in gaps]) if gaps else None
 
     def _scaled(self, judgement: Judgement) -> float:
         if judgement.kind != "score" or self.options.rescale == "none":
@@ -319,9 +389,39 @@ class Facts:
             return "all ties"
         if not kinds & frozenset(self.used):
             return f"only {' and '.join(sorted(kinds))}"
+        if not (self.labels or self.ratings or self.ranks or self.preferences or self.margins or self.demonstrations):
+            return "no judgement is left that counts"
         if kind == "Demos":
             return "no response is known to be good"
-        return "only one response" if n == 1 and kind != "Points" else "too little is said about its responses"
+        if n == 1 and kind != "Points":
+            return f"only one response, with {' and '.join(sorted(kinds))}"
+        return "fewer than two of its responses are judged" if kind != "Points" else "no response has a value"
+
+
+# What may be done where no record makes an example, by a part of the reason.
+REMEDIES = {
+    "only one response": "an objective on points (kto, ulma) takes single responses",
+    "only demonstrations": "sft learns from demonstrations",
+    "tie dropped": "view: {ties: half} keeps ties",
+    "not asked for": "name that feedback in the term",
+    "that is not on": "name another view: {attribute: ...}",
+    "longer than max_length": "raise max_length, or cut with overlong: cut",
+    "no response is known to be good": "lower view: {threshold: ...}",
+}
+
+
+def nothing(counts: Counts, records: int) -> str:
+    """Why `records` records make no example, most frequent reason first, and what may be done.
+
+    >>> counts = Counts()
+    >>> counts.add("no pair: only demonstrations", times=3)
+    >>> nothing(counts, 3)
+    'none of 3 records makes an example (no pair: only demonstrations: 3); sft learns from demonstrations'
+    """
+    reasons = [name for name in counts.totals() if not name.startswith(("averaged", "voted", "rescaled"))]
+    why = "; ".join(f"{name}: {counts[name]:,}" for name in reasons) or "there are none of that kind"
+    remedies = dict.fromkeys(r for part, r in REMEDIES.items() if any(part in name for name in reasons))
+    return "; ".join([f"none of {records:,} records makes an example ({why})", *remedies])
 
 
 # -- the kinds --------------------------------------------------------------------------------------------------------
@@ -339,7 +439,7 @@ def demos(facts: Facts) -> Made:
         "ratings": _best(facts, "ratings", facts.ratings)
         if threshold is None
         else [i for i, v in facts.ratings.items() if v >= threshold],
-        "pairs": [better for better, *_ in preferred(facts)],
+        "pairs": [better for better, _, strength in preferred(facts) if strength > 0.5],
         "rankings": _best(facts, "ranks", {i: -v for i, v in facts.ranks.items()}),
     }
     for origin, responses in good.items():
@@ -423,7 +523,35 @@ def groups(facts: Facts) -> Made:
         return
 
 
-MAKERS: dict[str, Callable[[Facts], Made]] = {"Demos": demos, "Points": points, "Pairs": pairs, "Groups": groups}
+def tokens(facts: Facts) -> Made:
+    """Points that are looked at token by token."""
+    return ((origin, replace(point, kind="Tokens")) for origin, point in points(facts))
+
+
+def rollouts(facts: Facts) -> Made:
+    """Sampled and rated responses, each with its advantage over its siblings, if it has some."""
+    origin, values = ("labels", facts.labels) if facts.labels else ("ratings", facts.ratings)
+    rated = {}
+    for i, value in values.items():
+        if facts.record.responses[i].sampling_logprobs is None:
+            facts.counts.add("left: a response that carries no sampling_logprobs", facts.record)
+        else:
+            rated[i] = value
+    how = facts.options.advantages
+    if how != "value" and len(rated) == 1:
+        facts.counts.add("left: a single rollout, which has no advantage over others", facts.record)
+        return
+    mean = math.fsum(rated.values()) / max(1, len(rated)) if how != "value" else 0.0
+    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in rated.values()) / max(1, len(rated) - 1))
+    unit = spread if how == "normalised" and spread > 0 else 1.0
+    for i, value in rated.items():
+        values_ = {"value": value, "advantage": (value - mean) / unit}
+        yield origin, facts.example("Rollouts", {"response": facts.branch(i)}, values_)
+
+
+MAKERS: dict[str, Callable[[Facts], Made]] = {
+    "Demos": demos, "Points": points, "Pairs": pairs, "Groups": groups, "Tokens": tokens, "Rollouts": rollouts,
+}  # fmt: skip
 
 
 def _orders(
@@ -486,8 +614,12 @@ def ordered(
                 continue
             soft = options.strengths == "scores" and origin == "ratings"
             p = _sigmoid(options.strength_scale * (values[i] - values[j])) if soft else 1.0 if a < b else 0.5
-            if (decided := _decided(facts, p, f"equal {origin}")) is not None:
-                yield i, j, decided
+            share = facts.agreed(origin, i, j)
+            p, why = (p, f"equal {origin}") if share is None else (share, "judges are divided evenly")
+            if (decided := _decided(facts, p, why)) is not None:
+                if p < 0.5:
+                    facts.counts.add("pair turned round: most judges say the opposite of the mean", record)
+                yield (i, j, decided) if p >= 0.5 else (j, i, decided)
 
 
 def _decided(facts: Facts, p: float, why: str) -> float | None:
@@ -498,6 +630,15 @@ def _decided(facts: Facts, p: float, why: str) -> float | None:
         facts.counts.add(("tie kept at one half: " if kept else "tie dropped: ") + why, facts.record)
         return 0.5 if kept else None
     return 1.0 if facts.options.strengths == "hard" else max(p, 1 - p)
+
+
+def _share(votes: list[float]) -> float:
+    """The share of those above one half; one half counts half.
+
+    >>> _share([1.0, 0.7, 0.5, 0.0])
+    0.625
+    """
+    return math.fsum(1.0 if v > 0.5 else 0.5 if v == 0.5 else 0.0 for v in votes) / len(votes)
 
 
 def _sigmoid(x: float) -> float:
@@ -518,33 +659,57 @@ def _words(response: Response) -> str:
 def _without_duplicates(
     made: list[tuple[str, Example]], records: list[Record], options: ViewOptions, counts: Counts
 ) -> list[tuple[str, Example]]:
-    """Each pair of a source once; a pair that a source brought in both directions is a tie."""
+    """Each pair of a source once; a pair that a source brought in both directions is a tie, or put to the vote."""
     if options.duplicates == "keep":
         return made
-    kept: dict[tuple[Any, ...], tuple[str, Example]] = {}
-    turned: dict[tuple[Any, ...], bool] = {}
-    contradicted: set[tuple[Any, ...]] = set()
+    found: dict[tuple[Any, ...], list[tuple[str, Example, bool]]] = {}
     prompts: dict[int, str] = {}
     for origin, example in made:
         record = records[example.record]
         prompt = prompts.setdefault(example.record, record.prompt_key)
         texts = [_words(record.responses[_one(example, side).response]) for side in ("chosen", "rejected")]
         key = (example.source, prompt, *sorted(texts))
-        if key not in kept:
-            kept[key], turned[key] = (origin, example), texts != sorted(texts)
-        elif turned[key] == (texts != sorted(texts)) or example.values["strength"] == 0.5:
-            counts.add("duplicate pair dropped", record)
+        found.setdefault(key, []).append((origin, example, texts != sorted(texts)))
+    together = _in_one if options.several == "mean" else _by_vote
+    return [pair for several in found.values() if (pair := together(several, records, options, counts))]
+
+
+Same = list[tuple[str, Example, bool]]  # (origin, example, whether its texts stand in the other order) of one pair
+
+
+def _in_one(same: Same, records: list[Record], options: ViewOptions, counts: Counts) -> tuple[str, Example] | None:
+    """The first of equal pairs; a tie if one of them stands in the other direction."""
+    (origin, first, turned), *others = same
+    contradicted = False
+    for _, example, other in others:
+        if other == turned or example.values["strength"] == 0.5:
+            counts.add("duplicate pair dropped", records[example.record])
         else:
-            contradicted.add(key)
-            counts.add("contradiction: the same pair in both directions", record)
-    for key in contradicted:
-        origin, example = kept[key]
-        if options.ties == "drop":
-            counts.add("tie dropped: the same pair in both directions", records[example.record])
-            del kept[key]
-        else:
-            kept[key] = origin, replace(example, values=example.values | {"strength": 0.5})
-    return list(kept.values())
+            contradicted = True
+            counts.add("contradiction: the same pair in both directions", records[example.record])
+    if not contradicted:
+        return origin, first
+    if options.ties == "drop":
+        counts.add("tie dropped: the same pair in both directions", records[first.record])
+        return None
+    return origin, replace(first, values=first.values | {"strength": 0.5})
+
+
+def _by_vote(same: Same, records: list[Record], options: ViewOptions, counts: Counts) -> tuple[str, Example] | None:
+    """One of equal pairs, in the direction that most of them have; under `agreement` as strong as they are many."""
+    if len(same) == 1:
+        return same[0][:2]
+    strengths = [(float(e.values["strength"]), turned) for _, e, turned in same]  # type: ignore[arg-type]
+    share = _share([1 - strength if turned else strength for strength, turned in strengths])
+    origin, first, _ = next(s for s in same if s[2] == (share < 0.5))
+    about = records[first.record]
+    counts.add("judged once: a pair that several records bring", about, len(same) - 1)
+    if share == 0.5:
+        kept = options.ties == "half"
+        counts.add(("tie kept at one half: " if kept else "tie dropped: ") + "judges are divided evenly", about)
+        return (origin, replace(first, values=first.values | {"strength": 0.5})) if kept else None
+    agreed = max(share, 1 - share) if options.several == "agreement" and options.strengths != "hard" else 1.0
+    return origin, replace(first, values=first.values | {"strength": agreed})
 
 
 def _limited(
