@@ -50,11 +50,11 @@ class ConfigError(AccordError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that names what `name` was probably meant to be: "did you mean 'beta'?", else all known names.
+    """A sentence that names what `name` was probably meant to be, else all known names.
 
     >>> nearest("bata", ["beta", "alpha"])
     "did you mean 'beta'?"
     """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else "known: " + ", ".join(known)

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ FORKS.set_forkserver_preload([__name__])
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def _child(settings: dict[str, Any], environment: dict[str, str]) -> None:
+Then = Callable[[run.Run, Path], None]
+
+
+def _child(settings: dict[str, Any], environment: dict[str, str], then: Then | None) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
     with open(os.devnull if "ACCORD_LOUD" in os.environ else f"{settings['output']}.log", "a") as log:
@@ -42,20 +46,22 @@ def _child(settings: dict[str, Any], environment: dict[str, str]) -> None:
             os.dup2(log.fileno(), 2)
     try:
         done = run.train(**settings)
+        if then is not None:
+            then(done, Path(settings["output"]))
     finally:
         parallel.stop()
     sys.exit(130 if done.summary["finished"] == "interrupted" else 0)
 
 
-def start(settings: dict[str, Any], world: int = 1) -> list[Any]:
-    """`world` started processes, rank by rank."""
+def start(settings: dict[str, Any], world: int = 1, then: Then | None = None) -> list[Any]:
+    """`world` started processes, rank by rank; `then` is called in each with its run and the run's folder."""
     shared = {**ONE_THREAD, "ACCORD_CACHE": os.environ["ACCORD_CACHE"], "HF_HUB_OFFLINE": "1"}
     if world > 1:
         shared |= {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = []
     for rank in range(world):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
-        started.append(FORKS.Process(target=_child, args=(settings, shared | own), daemon=True))
+        started.append(FORKS.Process(target=_child, args=(settings, shared | own, then), daemon=True))
         started[-1].start()
     return started
 
@@ -76,9 +82,9 @@ def kill(started: list[Any]) -> None:
         p.join()
 
 
-def finish(settings: dict[str, Any], world: int = 1) -> Path:
+def finish(settings: dict[str, Any], world: int = 1, then: Then | None = None) -> Path:
     """The folder of a run that ended well."""
-    codes = join(start(settings, world))
+    codes = join(start(settings, world, then))
     assert codes == [0] * world, (codes, Path(f"{settings['output']}.log").read_text()[-3000:])
     return Path(settings["output"])
 

@@ -10,6 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from accord.data.batches import Corpus, Schedule
+from accord.data.chat import Chat
+from accord.data.records import Record
+from accord.data.views import Counts
+from accord.sampling.local import answer
+from accord.training import inputs, parallel, plan
+from accord.training.run import Run
+from accord.training.step import Step
 from tests.processes import command, finish, join, start
 from tests.test_training import all_records
 
@@ -93,3 +101,48 @@ def test_an_error_in_one_process_ends_both(settings, tmp_path):
     codes = join(start(settings | {"objective": "dpo", "batch_size": 1, "output": str(tmp_path / "run")}, 2))
     assert codes == [1, 1]
     assert "less than the" in (tmp_path / "run.log").read_text()
+
+
+def _say(done: Run, folder: Path) -> None:
+    """Samples from the trained policy in every process."""
+    chat = Chat(done.policy.tokenizer)
+    said = answer(done.policy, chat, [Record(prompt="Say 1"), Record(prompt="Say 2")], samples=2, max_new_tokens=8)
+    found = {"ids": [[r.token_ids for r in several] for several in said], "key": done.policy.key}
+    (folder / f"said-{parallel.start().rank}.json").write_text(json.dumps(found))
+
+
+def test_sharded_weights_answer_what_whole_ones_do(settings, tmp_path):
+    given = settings | {"objective": "dpo", "max_steps": 2, "learning_rate": 1e-4}
+    one = finish(given | {"output": str(tmp_path / "one")}, 1, _say)
+    two = finish(given | {"output": str(tmp_path / "two")}, 2, _say)
+    alone, first, second = (json.loads(f.read_text()) for f in (
+        one / "said-0.json", two / "said-0.json", two / "said-1.json"))  # fmt: skip
+    assert first["ids"] == second["ids"] == alone["ids"]
+    assert first["key"] == second["key"]
+
+
+def _sets(done: Run, folder: Path) -> None:
+    """Norms of the gradient of every source, over one forward pass."""
+    processes = parallel.start()
+    terms = plan.terms({"pairs": "simpo", "demonstrations": "sft"}, {})
+    counts = Counts()
+    chat = Chat(done.policy.tokenizer)
+    corpus = Corpus.build(done.records, inputs.view_terms(terms, done.records, counts), chat, counts)
+    batch = Schedule(corpus, [inputs.spec(t, done.records) for t in terms.values()], 8, 0).batch(0)
+    step = Step(done.policy.scorer, terms, done.records, None, budget=60, processes=processes, partition="term")
+    sets, *_ = step.backward(step.collect(batch, 0))
+    whole = [[g if g is None or not hasattr(g, "full_tensor") else g.full_tensor() for g in s] for s in sets]
+    norms = [[None if g is None else float(g.norm()) for g in s] for s in whole]
+    if processes.first:
+        (folder / "sets.json").write_text(json.dumps(norms))
+
+
+def test_sets_of_gradients_are_those_of_one_process(settings, tmp_path):
+    given = settings | {"objective": "dpo", "max_steps": 2, "learning_rate": 1e-4}
+    one, two = (
+        json.loads((finish(given | {"output": f"{tmp_path}/{n}"}, n, _sets) / "sets.json").read_text()) for n in (1, 2)
+    )
+    assert len(one) == len(two) == 2
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-6)
+    assert one[0] != pytest.approx(one[1], rel=0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,12 +25,14 @@ from accord.engine.logprobs import Row
 from accord.engine.reference import Reference
 from accord.errors import ConfigError
 from accord.objectives import table
-from accord.training import plan, run
+from accord.training import inputs, plan, run
 from accord.training import terms as terms_
 from accord.training.loop import LoopOptions, rate_factor
 from accord.training.parallel import Processes
+from accord.training.start import check_start, references_of
 from accord.training.state import Checkpoints, Progress
-from accord.training.step import Step, TrainingError, reduced
+from accord.training.step import Step, TrainingError
+from accord.training.terms import reduced
 from tests.conftest import make_llama, make_tokenizer, mixed_records, pair_records
 
 MIXED = {"pairs": "dpo", "demonstrations": "sft", "ratings": "ulma"}
@@ -84,7 +87,7 @@ class Made:
     def gradients(self, batch: Batch | None = None) -> dict[str, list[torch.Tensor]]:
         """The gradient of each set by name."""
         batch = self.schedule.batch(0) if batch is None else batch
-        self.step.reference.prepare(run.referenced(self.step, batch), 2048)
+        prepare(self.step, [batch])
         sets, *_ = self.step.backward(self.step.collect(batch, 0))
         return dict(zip(self.step._set_names(batch), map(self.filled, sets), strict=True))
 
@@ -95,6 +98,11 @@ class Made:
     def filled(self, grads) -> list[torch.Tensor]:
         pairs = zip(grads, self.step.parameters, strict=True)
         return [torch.zeros_like(p) if g is None else g.detach().clone() for g, p in pairs]
+
+
+def prepare(step: Step, batches: Iterable[Batch]) -> None:
+    for name, sequences in inputs.referenced(step, batches).items():
+        step.references[name].prepare(sequences, 2048)
 
 
 def make(
@@ -116,10 +124,10 @@ def make(
     schedule = Schedule(corpus, [run.spec(t, records) for t in terms.values()], batch_size, seed)
     optimizer = torch.optim.AdamW(policy.scorer.parameters(), lr=1e-3)
     step = Step(
-        policy.scorer, terms, records, optimizer, reference=ref, budget=budget, max_grad_norm=None, seed=seed, **more
-    )
-    for number in range(4):
-        ref.prepare(run.referenced(step, schedule.batch(number)), 2048)
+        policy.scorer, terms, records, optimizer, references={"ref": ref}, budget=budget, max_grad_norm=None,
+        seed=seed, **more,
+    )  # fmt: skip
+    prepare(step, map(schedule.batch, range(4)))
     return Made(step, schedule, corpus, policy)
 
 
@@ -230,10 +238,11 @@ def test_the_mean_over_accumulated_micro_batches_is_the_mean_over_one_batch():
         assert_alike(many.gradient(batch), one.gradient(batch))
     demos = make({"demonstrations": "sft"})
     batch = demos.schedule.batch(0)
-    metrics, examples = demos.step.evaluate(batch)
+    metrics, examples, losses = demos.step.evaluate(batch)
     tokens = sum(e.lengths["response"] for e in examples)
     assert reduced(metrics)["loss"] == pytest.approx(sum(e.loss for e in examples) / tokens)
     assert reduced(metrics)["nll_per_token"] == pytest.approx(reduced(metrics)["loss"])
+    assert losses["demonstrations"] == pytest.approx((sum(e.loss for e in examples), tokens))
 
 
 def test_record_weights_scale_their_examples():
@@ -285,7 +294,7 @@ def test_snapshot_and_restore_put_everything_back_exactly(kto_with_memory):
 def test_evaluation_leaves_objective_state_and_weights_alone(kto_with_memory):
     made = kto_with_memory()
     made.step(made.schedule.batch(0), 0)
-    held_step = run.replace_records(made.step, made.step.records)
+    held_step = made.step.on(made.step.records)
     held_step.objective_state = made.step.objective_state
     before = made.step.snapshot()
     held_step.evaluate(made.schedule.batch(1))
@@ -355,13 +364,13 @@ def test_at_step_0_rewards_are_zero_and_losses_known(weights, layout, model_fold
         counts = Counts()
         corpus = Corpus.build(records, run.view_terms(terms, records, counts), Chat(policy.tokenizer), counts)
         batch = Schedule(corpus, [run.spec(t, records) for t in terms.values()], 12, 0).batch(0)
-        ref = run.reference_of(
+        refs = references_of(
             "start", "cached", str(tmp_path), policy, terms, Processes(), fresh=True, model=source, load=load
         )
-        step = Step(policy.scorer, terms, records, None, reference=ref, budget=200)
-        ref.prepare(run.referenced(step, batch), 500)
-        values = run.check_start(step, batch, ref, policy)
-        _, examples = step.evaluate(batch)
+        step = Step(policy.scorer, terms, records, None, references=refs, budget=200)
+        prepare(step, [batch])
+        values = check_start(step, batch, policy)
+        examples = step.evaluate(batch).examples
         assert all(abs(r) < 1e-4 for e in examples for r in e.rewards.values()), name
         assert any(e.rewards for e in examples), name
         expected = values.get(f"{name}/expected_loss")
@@ -568,13 +577,13 @@ def test_a_loss_that_is_not_finite_names_the_record_and_leaves_the_weights(score
     objective = {"pairs": "dpo", "labels": "kto"} if scored_first else "dpo"
     made = make(objective, records=records, budget=60)
     step, before = made.step, made.step.snapshot()
-    step.reference = Broken(step.reference)
+    step.references["ref"] = Broken(step.references["ref"])
     with pytest.raises(TrainingError, match="not finite on record") as error:
         step(made.schedule.batch(0), 0)
     assert "feedback.jsonl, line " in str(error.value)
     assert "log-prob of" in str(error.value)
     assert all(torch.equal(a, b) for a, b in zip(step.parameters, before["parameters"], strict=True))
-    step.reference = step.reference.inner  # what the failed step left behind is not added to the next one
+    step.references["ref"] = step.references["ref"].inner  # what the failed step left behind is not added to the next
     again = make(objective, records=records, budget=60)
     assert step(made.schedule.batch(0), 0).grad_norm == again.step(again.schedule.batch(0), 0).grad_norm
 
@@ -686,7 +695,7 @@ def test_a_head_is_trained_saved_and_never_made_anew(model_folder, tmp_path):
     again = models.load(tmp_path / "a", device="cpu", heads=("log_z",))
     state = again.scorer.heads.state_dict()
     assert all(torch.equal(state[k], held[k]) for k in held)
-    assert any(line.startswith("heads of ") and "log_z; new: none" in line for line in again.told)
+    assert f"heads of {tmp_path / 'a'}, loaded: log_z" in again.told
     rate = {"head:log_z": 1e-9}
     train(tmp_path / "a", tmp_path / "b", records, objective, log_z="head", learning_rates=rate, eval_fraction=0)
     later = load_file(tmp_path / "b" / "model" / "heads.safetensors")
@@ -800,7 +809,7 @@ def test_gather_shares_a_branch_that_several_examples_use():
     assert batch.terms["pairs"].roles["chosen"].tolist()[:2] == [0, 0]
 
 
-def test_kl_and_masks_reach_an_objective_token_by_token(model_folder, tmp_path, monkeypatch):
+def test_kl_and_masks_reach_an_objective_token_by_token(model_folder, tmp_path, monkeypatch, capsys):
     """SparsePO's needs on the contracts: a learned mask, token log-probs of both policies, token KL, live reference."""
     from accord.objectives import pairs as family
     from accord.objectives import table
@@ -831,8 +840,73 @@ def test_kl_and_masks_reach_an_objective_token_by_token(model_folder, tmp_path, 
     assert seen["kl"] > 0
     assert len(set(seen["shapes"])) == 1
 
-    with pytest.raises(ConfigError, match="reference_mode: live"):
-        accord.train(
-            str(model_folder), pair_records(16), "masked", output=str(tmp_path / "c"), max_steps=1, batch_size=4,
-            quiet=True, device="cpu",
-        )  # fmt: skip
+    cached = accord.train(
+        str(model_folder), pair_records(16), "masked", output=str(tmp_path / "c"), max_steps=1, batch_size=4,
+        device="cpu", precision="fp32",
+    )  # fmt: skip
+    assert cached.summary["references"]["ref"]["mode"] == "live"  # it cannot be cached
+    assert "one more forward pass at every step, and 0.0 GiB" in capsys.readouterr().out
+
+
+# -- less memory ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize("lora", [None, models.LoraOptions(rank=2, dropout=0.3)])
+def test_gradient_checkpointing_changes_memory_and_no_gradient(layout, lora, model_folder):
+    kept: list[int] = []
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        policy = models.load(
+            str(model_folder), device="cpu", precision="fp32", lora=lora, layout=layout, gradient_checkpointing=again
+        )
+        with torch.no_grad():  # adapters start at zero, and so would half of their gradients
+            for name, p in policy.scorer.named_parameters():
+                if "lora_B" in name:
+                    p.normal_(std=0.1)
+        records = pair_records(6)
+        terms = plan.terms("simpo", {})
+        corpus = Corpus.build(records, inputs.view_terms(terms, records, Counts()), Chat(policy.tokenizer), Counts())
+        batch = Schedule(corpus, [inputs.spec(t, records) for t in terms.values()], 6, 0).batch(0)
+        step = Step(policy.scorer, terms, records, None, budget=100)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.nbytes) or t, lambda t: t):
+            (grads,), *_ = step.backward(step.collect(batch, 0))
+        kept.append(sum(sizes))
+        found.append([g.clone() for g in grads if g is not None])
+    assert len(found[0]) == len(found[1]) > 0
+    assert_alike(found[1], found[0], 1e-6)
+    assert kept[1] < 0.9 * kept[0]
+
+
+def test_four_bits_are_refused_where_they_cannot_be(model_folder, tmp_path):
+    given = {"output": str(tmp_path / "r"), "load_in_4bit": True, "max_steps": 1, **TINY}
+    with pytest.raises(ConfigError, match="adapters must be trained: add lora: true"):
+        accord.train(str(model_folder), pair_records(8), **given)
+    with pytest.raises(ConfigError, match="needs a GPU, and the device is cpu"):
+        accord.train(str(model_folder), pair_records(8), lora=True, **given)
+
+
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(model_folder, tmp_path, capsys):
+    given = {"max_steps": 40, "batch_size": 8, "device": "cpu", "precision": "fp32", "eval_steps": 10}
+    rehearsed = accord.train(str(model_folder), pair_records(40), output=str(tmp_path / "r"), dry_run=True, **given)
+    said = capsys.readouterr().out
+    assert not (tmp_path / "r").exists()
+    for words in ("dpo: 36 pairs", "40 updates of 8 examples", "time: about", "memory: about", "nothing was written"):
+        assert words in said, said
+    weights = sum(p.numel() * 4 for p in rehearsed.model.parameters())
+    assert rehearsed.summary["weights"] == rehearsed.summary["gradients"] == weights
+    assert rehearsed.summary["optimizer"] == 2 * weights
+    assert rehearsed.summary["activations"] > 0
+    done = accord.train(str(model_folder), pair_records(40), output=str(tmp_path / "r"), **given | {"quiet": True})
+    timed = [json.loads(line)["seconds"] for line in (done.folder / "timing.jsonl").read_text().splitlines()]
+    assert 0.2 < rehearsed.summary["step_seconds"] / np.median(timed) < 5
+
+
+def test_a_dry_run_leaves_what_it_would_overwrite(model_folder, tmp_path):
+    given = {"output": str(tmp_path / "r"), "max_steps": 1, **TINY}
+    done = accord.train(str(model_folder), pair_records(8), **given)
+    before = (done.folder / "metrics.jsonl").read_text()
+    assert accord.train(str(model_folder), pair_records(8), dry_run=True, overwrite=True, **given).summary["memory"] > 0
+    assert (done.folder / "metrics.jsonl").read_text() == before

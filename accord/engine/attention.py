@@ -65,6 +65,12 @@ class Layout:
 _current: ContextVar[Layout | None] = ContextVar("accord_layout", default=None)
 
 
+def again() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+    """What a checkpointed layer runs in, now and when it is computed again: under the layout that holds now."""
+    now = _current.get()
+    return contextlib.nullcontext(), attending(now) if now is not None else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def attending(layout: Layout) -> Iterator[None]:
     """Within, attention named `accord` follows this layout."""

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from accord.data.batches import LayoutName, Micro
 from accord.engine import attention
+from accord.errors import ConfigError
 
 CHUNK_BYTES = 384 * 2**20  # float32 logits alive at once in the head
 
@@ -83,6 +84,19 @@ class Scorer(nn.Module):
         self.layout: LayoutName = layout
         self.compute = compute
         self.chunk_bytes = chunk_bytes
+        self._checkpointed: list[Any] = []
+
+    def checkpoint_layers(self) -> None:
+        """From now on layers keep no activations, but are computed again in the backward pass: less memory, more time.
+
+        Raises:
+            ConfigError: the architecture cannot do it.
+        """
+        if not getattr(self.causal, "supports_gradient_checkpointing", False):
+            raise ConfigError(f"gradient_checkpointing: {type(self.causal).__name__} does not support it")
+        enable = getattr(self.causal, "activation_checkpointing_enable", self.causal.gradient_checkpointing_enable)
+        enable({"use_reentrant": False, "context_fn": attention.again})
+        self._checkpointed = [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", None) is True]
 
     @property
     def causal(self) -> Any:
@@ -135,6 +149,8 @@ class Scorer(nn.Module):
     def _trunk(self, row: Row) -> Tensor:
         """Hidden states of every place of the row, flat."""
         body = getattr(self.causal, self.causal.base_model_prefix)
+        for layer in self._checkpointed:  # transformers' layers do it in training mode only; dropouts are not asked
+            layer.training = torch.is_grad_enabled()
         inputs: dict[str, Tensor] = {"input_ids": row.tokens}
         if row.layout == "padded":
             width = row.tokens.shape[1]

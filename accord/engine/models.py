@@ -8,6 +8,7 @@ user allows it. Weights are float32 masters whatever the compute dtype is.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -81,20 +82,41 @@ class LoraOptions:
 class Policy:
     """A model ready to be scored, sampled and trained.
 
-    key: content of the weights at load time; two policies with the same key are the same model.
+    start: content of the weights at load time; two policies with the same one are the same model.
+    gathered: for sharded weights, gives a plain copy of the model in a dtype.
     """
 
     scorer: Scorer
     tokenizer: Any
     name: str
-    key: str
+    start: str
     lora: LoraOptions | None = None
     stacked: bool = False
     told: list[str] = field(default_factory=list)
+    gathered: Callable[[torch.dtype], nn.Module] | None = None
+
+    def __post_init__(self) -> None:
+        self._hashed = (self._versions(), self.start)
 
     @property
     def model(self) -> Any:
         return self.scorer.model
+
+    @property
+    def key(self) -> str:
+        """Content of the weights as they are now; hashed again if they have changed since."""
+        if self._hashed[0] != (now := self._versions()):
+            self._hashed = (now, state_key(self.model))
+        return self._hashed[1]
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids that end an answer, as the model's own generation settings name them."""
+        ids = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        return tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
+
+    def _versions(self) -> list[tuple[int, int]]:
+        return [(id(p), p._version) for p in self.model.parameters()]
 
 
 def resolve(name: str | Path) -> Path | str:
@@ -120,6 +142,8 @@ def load(
     lora: LoraOptions | None = None,
     heads: tuple[str, ...] = (),
     layout: LayoutName | Literal["auto"] = "auto",
+    gradient_checkpointing: bool = False,
+    load_in_4bit: bool = False,
     trust_remote_code: bool = False,
 ) -> Policy:
     """Loads a policy.
@@ -130,11 +154,14 @@ def load(
         lora: train adapters; on an adapter's folder, the first adapter is merged and the new one stacked on it.
         heads: extra heads to build, by name; a head that the folder holds is loaded, never made anew.
         layout: `auto` tries `shared`, `packed`, `padded` and takes the first that equals the plain forward.
+        gradient_checkpointing: compute layers again in the backward pass instead of keeping their activations.
+        load_in_4bit: keep the frozen weights in 4 bits (nf4, by bitsandbytes) under adapters; needs a GPU.
 
     Raises:
         AccordError: nothing there, not safetensors, a tokenizer is missing, the model wants to run its own code.
     """
     where = choose_device(device)
+    bits = _four_bits(where, choose_precision(precision, where), lora, model) if load_in_4bit else None
     told: list[str] = []
     stacked = False
     frozen: list[nn.Parameter] = []
@@ -148,10 +175,14 @@ def load(
         source = resolve(model)
         name = str(model)
         folder = source if isinstance(source, Path) else None
-        module, tokenizer, stacked = _from_pretrained(source, tokenizer, lora, trust_remote_code, told)
-        key = content_key(source) if folder is not None else state_key(module)
-    module.to(where)
-    module.requires_grad_(True)
+        module = _from_pretrained(source, trust_remote_code, told, bits)
+        tokenizer = tokenizer or load_tokenizer(source, trust_remote_code)
+        stacked = bool(lora and told)  # on an adapter that was merged
+        whole = folder is not None and bits is None  # weights in 4 bits are others than those of the folder
+        key = _remembered(folder, lambda: state_key(module)) if folder and whole else state_key(module)
+    if bits is None:
+        module.to(where)
+        module.requires_grad_(True)
     for p in frozen:  # a PEFT model object keeps what it had frozen
         p.requires_grad_(False)
     if lora is not None:
@@ -159,20 +190,41 @@ def load(
     from accord.engine import heads as heads_
 
     built = heads_.build(heads, base_model(module).config.get_text_config().hidden_size).to(where)
-    if folder is not None and heads and (folder / "heads.safetensors").exists():
+    if folder is not None and (folder / "heads.safetensors").exists():
         from safetensors.torch import load_file
 
         held = load_file(folder / "heads.safetensors")
-        known = {k.split(".")[0] for k in held} & set(heads)
-        built.load_state_dict({k: v for k, v in held.items() if k.split(".")[0] in known}, strict=False)
-        told.append(
-            f"heads of {name}: {', '.join(sorted(known)) or 'none'}; new: {', '.join(set(heads) - known) or 'none'}"
-        )
+        names = {k.split(".")[0] for k in held}
+        built.load_state_dict({k: v for k, v in held.items() if k.split(".")[0] in heads}, strict=False)
+        for what, which in (
+            ("loaded", names & set(heads)), ("new", set(heads) - names), ("not used, not saved", names - set(heads)),
+        ):  # fmt: skip
+            if which:
+                told.append(f"heads of {name}, {what}: {', '.join(sorted(which))}")
     scorer = Scorer(module, built, "padded", choose_precision(precision, where))
     scorer.train(False)
     policy = Policy(scorer, tokenizer, name, key, lora, stacked, told)
     choose_layout(policy, layout)
+    if gradient_checkpointing:
+        scorer.checkpoint_layers()
     return policy
+
+
+def _four_bits(device: torch.device, compute: torch.dtype, lora: LoraOptions | None, model: Any) -> Any:
+    """How bitsandbytes keeps weights in 4 bits: nf4, scales quantised too (2305.14314), products in `compute`."""
+    if lora is None:
+        raise ConfigError("load_in_4bit freezes the weights, so adapters must be trained: add lora: true")
+    if isinstance(model, nn.Module):
+        raise ConfigError("load_in_4bit loads the weights itself: give a folder, not a model object")
+    if device.type != "cuda":
+        raise ConfigError(f"load_in_4bit needs a GPU, and the device is {device.type}; leave it out (lora works here)")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("load_in_4bit needs bitsandbytes: pip install 'accord-align[bitsandbytes]'")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+    )
 
 
 def load_tokenizer(model: str | Path, trust_remote_code: bool = False) -> Any:
@@ -185,15 +237,15 @@ def load_tokenizer(model: str | Path, trust_remote_code: bool = False) -> Any:
         raise AccordError(f"tokenizer of {str(model)!r}: {str(error).strip().splitlines()[0]}") from error
 
 
-def _from_pretrained(
-    source: Path | str, tokenizer: Any, lora: LoraOptions | None, trust: bool, told: list[str]
-) -> tuple[nn.Module, Any, bool]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _from_pretrained(source: Path | str, trust: bool, told: list[str], bits: Any = None) -> nn.Module:
+    """The weights; an adapter is merged into its base, and `told` says so."""
+    from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": trust}
-    adapter = isinstance(source, Path) and (source / "adapter_config.json").exists()
+    if bits is not None:
+        options |= {"quantization_config": bits, "device_map": {"": torch.cuda.current_device()}}
     try:
-        if adapter:
+        if isinstance(source, Path) and (source / "adapter_config.json").exists():
             from peft import PeftConfig, PeftModel
 
             base = PeftConfig.from_pretrained(str(source)).base_model_name_or_path
@@ -204,7 +256,6 @@ def _from_pretrained(
             told.append(f"{source} is an adapter on {base}; it was merged into it")
         else:
             module = AutoModelForCausalLM.from_pretrained(source, **options)
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, trust_remote_code=trust)
     except (OSError, ValueError) as error:
         text = str(error).strip().splitlines()[0]
         if "trust_remote_code" in str(error):
@@ -212,7 +263,7 @@ def _from_pretrained(
         elif "safetensors" in str(error):
             text = "no safetensors found; pickled weights are not read (convert them with save_pretrained)"
         raise AccordError(f"model {str(source)!r}: {text}") from error
-    return module, tokenizer, bool(adapter and lora)
+    return module
 
 
 def _with_lora(module: nn.Module, lora: LoraOptions) -> nn.Module:
@@ -319,6 +370,12 @@ def generating(policy: Policy) -> Iterator[Any]:
     Weights are cast once here and put back afterwards: autocast would cast all of them again for every token.
     """
     scorer = policy.scorer
+    if policy.gathered is not None:
+        whole = policy.gathered(scorer.compute)
+        if base_model(whole).config._attn_implementation == attention.NAME:
+            base_model(whole).set_attn_implementation("sdpa")
+        yield whole
+        return
     before = getattr(scorer.causal.config, "_attn_implementation", None)
     masters = [(p, p.data) for p in scorer.model.parameters() if p.dtype != scorer.compute and p.is_floating_point()]
     if before == attention.NAME:
@@ -338,38 +395,64 @@ def generating(policy: Policy) -> Iterator[Any]:
 # -- identity ---------------------------------------------------------------------------------------------------------
 
 
+# What a config holds beside the things that change what a model computes.
+VOLATILE = (
+    "_name_or_path", "_attn_implementation", "architectures", "dtype", "torch_dtype", "transformers_version",
+    "use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "output_attentions", "output_hidden_states",
+    "return_dict", "problem_type", "id2label", "label2id", "chunk_size_feed_forward", "is_encoder_decoder",
+    "task_specific_params", "_commit_hash", "attn_implementation",
+)  # fmt: skip
+
+
 def state_key(module: nn.Module) -> str:
-    """Content of a model in memory: names, shapes and bytes of its weights."""
+    """Content of a model: its config, and names, shapes and float32 values of its weights, tied ones once.
+
+    Where it was loaded from and in which dtype it was stored make no difference.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    config = base_model(module).config.to_dict()
+    facts = {k: v for k, v in config.items() if k not in VOLATILE}
+    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    weights: dict[str, torch.Tensor] = {n: p.detach() for n, p in module.named_parameters()}
+    kept = module.state_dict().keys()
+    weights |= {n: b for n, b in module.named_buffers() if n in kept}
+    for name, tensor in sorted(weights.items()):
+        tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def content_key(folder: Path | str) -> str:
-    """Content of a model folder: weights and what changes how they compute; hashed once per version of the files."""
+    """The same for a folder; it is loaded once for every version of its files.
+
+    Raises:
+        AccordError: it holds no safetensors.
+    """
     folder = Path(folder)
+    return _remembered(folder, lambda: state_key(_from_pretrained(folder, False, [])))
+
+
+def _remembered(folder: Path, compute: Callable[[], str]) -> str:
+    """The key of a folder from the cache, by names, sizes and times of its files."""
+    memo = cache_root() / "keys" / hashlib.blake2b(json.dumps(_stamp(folder)).encode(), digest_size=16).hexdigest()
+    if not memo.exists():
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(memo, compute())
+    return memo.read_text()
+
+
+def _stamp(folder: Path) -> list[Any]:
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")])
-    files = [f for f in files if f.name not in ("generation_config.json", "tokenizer_config.json")]
     if not any(f.suffix == ".safetensors" for f in files):
         raise AccordError(f"{folder} holds no safetensors, so its weights have no identity")
-    stamp = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-    memo = cache_root() / "keys" / (hashlib.blake2b(json.dumps(stamp).encode(), digest_size=16).hexdigest())
-    if memo.exists():
-        return memo.read_text()
-    digest = hashlib.blake2b(digest_size=16)
-    for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 24):
-                digest.update(block)
-    base = folder / "adapter_config.json"
-    if base.exists() and (name := json.loads(base.read_text()).get("base_model_name_or_path")) and Path(name).is_dir():
-        digest.update(content_key(name).encode())
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(memo, digest.hexdigest())
-    return digest.hexdigest()
+    stamp: list[Any] = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    adapter = folder / "adapter_config.json"
+    if adapter.exists():
+        base = json.loads(adapter.read_text()).get("base_model_name_or_path")
+        stamp.append(_stamp(Path(base)) if base and Path(base).is_dir() else base)
+    return stamp
 
 
 def write_whole(path: Path, text: str) -> None:

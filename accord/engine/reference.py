@@ -97,9 +97,8 @@ class Reference:
         """
         if self.mode == "live":
             return 0
-        self._read()
         unique = {s.key: s for s in sequences}
-        unknown = self.gather({k for k in unique if k not in self._known})  # the cache may grow while processes read it
+        unknown = self.gather(set(self.missing(sequences)))  # the cache may grow while processes read it
         missing = sorted(set().union(*unknown), key=lambda k: (len(unique[k].ids), k))
         if not missing:
             return 0
@@ -127,6 +126,11 @@ class Reference:
             self._read(again=True)
         self.computed += len(missing)
         return len(missing)
+
+    def missing(self, sequences: Seq[Sequence]) -> dict[bytes, Sequence]:
+        """Those that the cache does not know, by key."""
+        self._read()
+        return {s.key: s for s in sequences if s.key not in self._known}
 
     def logp(self, sequences: Seq[Sequence], budget: int) -> list[np.ndarray]:
         """Token log-probs [R] nats, float32, of each sequence's trained tokens.

@@ -26,8 +26,9 @@ from typing import Any
 from accord.errors import ConfigError, nearest
 
 NEEDS = {
-    "ref": "log-probs under the reference policy",
-    "old": "log-probs under the policy that sampled the responses",
+    "ref": "log-probs under the reference policy; any other name in `_ref` is a further reference, named in the run",
+    "old": "log-probs under the policy that sampled the responses, as they were written down when it sampled",
+    "old_tokens": "the same token by token, [B, L]",
     "mismatched": "log-probs of another prompt's response after this prompt, no gradient, nats",
     "ref_mismatched": "the same under the reference",
     "log_z": "log of the partition function of each example's prompt, nats",
@@ -41,10 +42,22 @@ NEEDS = {
     "hidden": "hidden state at each response's last token, [B, h]",
     "score": "output of a scalar head at each response's last token, [B]",
     "value": "output of a value head token by token, [B, L]",
+    "returns": "what the tokens of a rollout returned, [B, L]",
+    "old_value": "the value head's output when the rollout was sampled, [B, L]",
     "state": "what the row's stats function returned as state at the step before, or None at the first",
     "noise": "a number in [0, 1) for each example, drawn from (seed, step, record id), [B]",
     "progress": "share of the run that is done, in [0, 1]",
 }
+
+
+def reference_named(need: str) -> str | None:
+    """The reference whose log-probs a need is about, or None.
+
+    >>> reference_named("ref_tokens"), reference_named("previous_ref"), reference_named("score")
+    ('ref', 'previous_ref', None)
+    """
+    stem = need.removesuffix("_tokens").removesuffix("_mismatched")
+    return stem if stem == "ref" or stem.endswith("_ref") else None
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,17 @@ class Row:
 
     @property
     def needs_reference(self) -> bool:
-        return "ref" in self.needs
+        return bool(self.references) or self.over_vocabulary
+
+    @property
+    def references(self) -> frozenset[str]:
+        """Names of the references whose log-probs it asks for; `ref` is the run's first."""
+        return frozenset(r for n in self.needs + self.stats_needs if (r := reference_named(n)))
+
+    @property
+    def over_vocabulary(self) -> bool:
+        """True if it asks for a divergence from `ref` over the whole vocabulary."""
+        return not {"kl", "kl_tokens"}.isdisjoint(self.needs + self.stats_needs)
 
     @property
     def scores_batch_first(self) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from accord.data import sources
 from accord.data.batches import Batch, Corpus, Schedule, TermSpec, gather, seeded
-from accord.data.chat import Chat
+from accord.data.chat import Chat, Sequence
 from accord.data.records import Record
 from accord.data.views import Counts, Example
 from accord.data.views import view as view_records
@@ -147,33 +148,38 @@ def walk(schedule: Schedule, steps: int) -> Iterator[Batch]:
         yield schedule.batch(number)
 
 
-def referenced(step: Step, batch: Batch) -> list[Any]:
-    """The sequences of a batch whose reference log-probs are needed."""
-    whole = step.complete(batch)
-    used = {
-        int(i)
-        for name, t in whole.terms.items()
-        if step.terms[name].needs_reference
-        for role in t.roles.values()
-        for i in role.ravel()
-        if i >= 0
-    }
-    return [whole.sequences[i] for i in sorted(used)]
+def referenced(step: Step, batches: Iterable[Batch]) -> dict[str, list[Sequence]]:
+    """The sequences of complete batches that are compared with each reference, each once."""
+    found: dict[str, dict[bytes, Sequence]] = {}
+    for batch in map(step.complete, batches):
+        for which, used in step.referenced(batch).items():
+            found.setdefault(which, {}).update({batch.sequences[i].key: batch.sequences[i] for i in used})
+    return {which: list(unique.values()) for which, unique in found.items()}
 
 
 def data_story(
     told: list[str], counts: Counts, corpus: Corpus, records: list[Record], held: list[Record]
 ) -> dict[str, Any]:
     """What was taken, cut and dropped, with examples."""
+    sequences = [s for first in corpus.sequences for s in (first, *first.later)]
     return {
         "told": told,
         "records": len(records),
         "held_out": len(held),
         "sequences": len(corpus.sequences),
         "tokens": {
-            "context": int(sum(len(s.context) for s in corpus.sequences)),
-            "trained": int(sum(s.trained.sum() for s in corpus.sequences)),
+            "context": int(sum(len(s.context) for s in sequences)),
+            "trained": int(sum(s.trained.sum() for s in sequences)),
         },
         "examples": {name: len(items) for name, items in corpus.items.items()},
         "decisions": counts.as_dict(),
+        "content": content([*records, *held]),
     }
+
+
+def content(records: Iterable[Record]) -> str:
+    """Identity of the records: what a resumed run must find again."""
+    digest = hashlib.blake2b(digest_size=16)
+    for record in records:
+        digest.update(f"{record.id} {record.weight}".encode())
+    return digest.hexdigest()

@@ -18,7 +18,8 @@ from accord.monitors import Monitor, Verdict
 from accord.sinks import JsonLines, write_examples
 from accord.training.parallel import Processes
 from accord.training.state import Checkpoints, Progress
-from accord.training.step import Example, Step, add_metrics, reduced
+from accord.training.step import Example, Step
+from accord.training.terms import add_metrics, reduced
 
 
 @dataclass(frozen=True)
@@ -152,14 +153,16 @@ class Loop:
     def evaluate(self, step: int, *, write: bool = True) -> tuple[dict[str, float], list[Example]]:
         """Metrics over the held-out batches, under `eval_` names, and their examples (alike in every process)."""
         total: dict[str, tuple[float, float]] = {}
+        losses: dict[str, tuple[float, float]] = {}
         examples: list[Example] = []
         self.held_step.objective_state = self.step.objective_state
         for number, batch in enumerate(self.held_out):
-            metrics, shown = self.held_step.evaluate(batch, number)
-            loss, _ = metrics.pop("loss")
-            size = sum(len(t) for t in batch.terms.values())
-            add_metrics(total, metrics | {"loss": (loss * size, size)})
-            examples += shown
+            seen = self.held_step.evaluate(batch, number)
+            add_metrics(total, {k: v for k, v in seen.metrics.items() if k != "loss"})
+            add_metrics(losses, seen.losses)
+            examples += seen.examples
+        whole = sum(self.step.terms[name].weight * value for name, value in reduced(losses).items())
+        total["loss"] = (whole, 0.0)  # each term by its own units over all batches
         values = {f"eval_{k}": v for k, v in reduced(total).items()}
         if write and self.processes.first and step not in self.evaluated:
             self.metrics.append([{"step": step, **values}])

@@ -18,28 +18,34 @@ from accord.training.loop import Finished
 from accord.training.terms import Term
 
 
-def write_config(path: Path, resolved: dict[str, Any], policy: models.Policy, ref: Reference | None) -> None:
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What config.yaml of a run says; empty if there is none."""
+    path = folder / "config.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.exists() else {}
+
+
+def write_config(path: Path, resolved: dict[str, Any], policy: models.Policy, refs: dict[str, Reference]) -> None:
     """config.yaml: every setting as resolved, and in comments what they resolved to."""
     head = [
         f"# accord {importlib.metadata.version('accord-align')}; torch {torch.__version__}",
-        f"# policy {policy.name}, content {policy.key}",
+        f"# policy {policy.name}, content {policy.start}",
+        *(f"# reference {name}: {ref.name}, content {ref.key}, {ref.mode}" for name, ref in refs.items()),
     ]
-    if ref is not None:
-        head.append(f"# reference {ref.name}, content {ref.key}, {ref.mode}")
-    body = yaml.safe_dump(_plain(resolved), sort_keys=False, allow_unicode=True)
+    body = yaml.safe_dump(plain(resolved), sort_keys=False, allow_unicode=True)
     models.write_whole(path, "\n".join(head) + "\n" + body)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """As YAML holds it."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
 
 
 def summarise(
-    finished: Finished, terms: dict[str, Term], corpus: Corpus, ref: Reference | None, seconds: float
+    finished: Finished, terms: dict[str, Term], corpus: Corpus, refs: dict[str, Reference], seconds: float
 ) -> dict[str, Any]:
     """summary.json: how it ended, the last and held-out numbers, accuracy with its interval and its baseline."""
     summary: dict[str, Any] = {
@@ -47,7 +53,7 @@ def summarise(
         "steps": finished.progress.step,
         "best_step": finished.progress.best_step,
         "examples": {name: len(items) for name, items in corpus.items.items()},
-        "reference": None if ref is None else {"name": ref.name, "key": ref.key, "mode": ref.mode},
+        "references": {name: {"name": ref.name, "key": ref.key, "mode": ref.mode} for name, ref in refs.items()},
         "start": finished.progress.start,
         "train": finished.last,
         "held_out": finished.evaluation,
@@ -87,7 +93,7 @@ def card(resolved: dict[str, Any], summary: dict[str, Any], told: list[str], lib
         else ""
     )
     options = yaml.safe_dump(
-        _plain({k: v for k, v in resolved.items() if k != "output"}), sort_keys=False, allow_unicode=True
+        plain({k: v for k, v in resolved.items() if k != "output"}), sort_keys=False, allow_unicode=True
     )
     listed = "\n".join(f"- {t}" for t in told)
     front = yaml.safe_dump({"base_model": base, "library_name": library, "tags": ["accord"]})

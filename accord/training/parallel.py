@@ -7,6 +7,7 @@ gradients are summed, not averaged: every divisor is known before the backward p
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -77,13 +78,18 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def shard(scorer: Any, processes: Processes) -> None:
+def shard(scorer: Any, processes: Processes) -> nn.Module | None:
     """Shards the scorer with FSDP2, block by block, in place; one process leaves it as it is.
+
+    Returns:
+        What `unsharded` needs: the model without its weights; None if nothing was sharded.
 
     Over gloo, summing needs both settings: the divide factor and the forced sum (its default averages).
     """
     if processes.world == 1:
-        return
+        return None
+    empty = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in scorer.model.parameters()}
+    blueprint = copy.deepcopy(scorer.model, empty)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -97,6 +103,18 @@ def shard(scorer: Any, processes: Processes) -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    return blueprint
+
+
+def unsharded(blueprint: nn.Module, model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A plain copy of a sharded model in `dtype`, whole in every process (all of them must call it): to sample from."""
+    gathered: dict[int, Tensor] = {}
+    for p in model.parameters():
+        gathered[id(p)] = p.detach().full_tensor().to(dtype)  # type: ignore[attr-defined]
+    plain = copy.deepcopy(blueprint)
+    state = {name: gathered[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    plain.load_state_dict(state, strict=False, assign=True)
+    return plain.eval()
 
 
 def whole_state(scorer: nn.Module) -> dict[str, Tensor]:

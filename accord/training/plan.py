@@ -134,10 +134,10 @@ def _feeds_on(rows: list[table.Row]) -> str:
     for kind in ("Groups", "Pairs", "Points", "Demos", "Tokens", "Rollouts"):
         if kind in kinds and kinds - {kind} <= set(DERIVED.get(kind, ())):
             for row in rows:
-                if row.feeds_on != kind and (row.scores_batch_first or "mismatched" in row.stats_needs):
+                if row.feeds_on != kind and any("mismatched" in n for n in row.needs + row.stats_needs):
                     raise ConfigError(
-                        f"{row.name} compares examples of a whole batch of {row.feeds_on.lower()} and cannot be "
-                        f"summed with objectives on {kind.lower()}; "
+                        f"{row.name} compares prompts with each other's responses and cannot be summed with "
+                        f"objectives on {kind.lower()}; "
                         f"give it its own kind of feedback, like {{labels: {row.name}}}"
                     )
             return kind

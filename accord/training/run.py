@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
+import functools
+import inspect
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from accord.data.batches import Batch, Corpus, Schedule
+from accord.data.batches import Corpus, Schedule
 from accord.data.chat import Chat
 from accord.data.records import Record
 from accord.data.views import Counts, split
 from accord.engine import models
 from accord.engine.logprobs import Scorer, flush_denormals
-from accord.engine.reference import Reference
-from accord.errors import AccordError, ConfigError
+from accord.errors import ConfigError, nearest
 from accord.monitors.drop import Drop
-from accord.sinks import write_json
+from accord.sinks import Tracked, trackers_of, without_secrets, write_json
 from accord.training import parallel, plan
 from accord.training.inputs import (
     data_names,
@@ -36,10 +36,12 @@ from accord.training.inputs import (
     walk,
 )
 from accord.training.loop import Loop, LoopOptions
-from accord.training.outcome import card, library, summarise, write_config
+from accord.training.outcome import card, library, plain, settings_of, summarise, write_config
 from accord.training.parallel import Processes
+from accord.training.rehearsal import rehearse
+from accord.training.start import check_start, references_of
 from accord.training.state import Checkpoints, Progress
-from accord.training.step import Step, TrainingError, reduced
+from accord.training.step import Step
 from accord.training.terms import Term
 from accord.training.watch import Console, Quiet
 
@@ -72,7 +74,7 @@ def train(
     view: dict[str, Any] | None = None,
     length: Literal["sum", "mean"] | None = None,
     log_z: float | str = "one",
-    reference: str = "start",
+    reference: str | dict[str, str] = "start",
     reference_mode: Literal["cached", "live"] = "cached",
     reference_cache: str | None = None,
     max_length: int = 1024,
@@ -96,6 +98,8 @@ def train(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     layout: Literal["auto", "shared", "packed", "padded"] = "auto",
+    gradient_checkpointing: bool = False,
+    load_in_4bit: bool = False,
     eval_steps: int | None = None,
     save_steps: int | None = None,
     keep_checkpoints: int = 2,
@@ -105,7 +109,9 @@ def train(
     on_verdict: Literal["warn", "stop", "nothing"] = "warn",
     resume: Literal["auto", "never"] = "auto",
     overwrite: bool = False,
+    dry_run: bool = False,
     on_bad_record: Literal["raise", "skip"] = "raise",
+    trackers: str | list[str] | None = None,
     trust_remote_code: bool = False,
     quiet: bool = False,
     **options: Any,
@@ -124,7 +130,8 @@ def train(
         view: how feedback becomes examples, see `accord.data.views.ViewOptions`.
         length: `sum` or `mean` of token log-probs; by default as each objective was published.
         log_z: log of the partition function for point-wise objectives: `one` (0 nats), a number of nats, or `head`.
-        reference: `start` (the policy as the run starts), or a path or name.
+        reference: `start` (the policy as the run starts), a folder or a run; or a map of these by name, for
+            objectives that compare with several.
         reference_mode: `cached` computes its log-probs once; `live` at every step.
         reference_cache: folder for them, in place of the common cache.
         max_length: longest sequence in tokens. overlong: `cut` or `drop` longer ones; both are counted.
@@ -140,6 +147,8 @@ def train(
         lora: true, or {rank, alpha, dropout, target_modules}: train adapters and leave the weights.
         seed: of the order of examples and everything drawn.
         device, precision, layout: measured and chosen when `auto`, and written to config.yaml.
+        gradient_checkpointing: compute layers again in the backward pass and keep less in memory.
+        load_in_4bit: keep the frozen weights under adapters in 4 bits (bitsandbytes; needs a GPU).
         eval_steps: evaluate every so many updates (at start and end in any case). save_steps: the same for checkpoints.
         keep_checkpoints: the newest so many stay.
         patience: stop after so many evaluations without a better `best_metric`.
@@ -147,7 +156,9 @@ def train(
         on_verdict: what a monitor's verdict does: `warn`, `stop` or `nothing`.
         resume: `auto` goes on from the newest checkpoint in `output`; `never` refuses a folder that holds a run.
         overwrite: removes what `output` holds first.
+        dry_run: say what would be trained on, for how long and with how much memory; write nothing.
         on_bad_record: `raise` on the first record that cannot be read, or `skip` it and count it.
+        trackers: who is told the metrics beside metrics.jsonl: `tensorboard`, `wandb`, `trackio`, `mlflow`, or a list.
         trust_remote_code: lets the model run its own code.
         quiet: prints nothing.
         options: keywords of the objective: `beta`, `tau`, `label_smoothing`, ...
@@ -176,12 +187,24 @@ def train(
     ):
         if value < low:
             raise ConfigError(f"{name}={value} must be at least {low:g}")
+    if (patience is not None or save_best) and eval_data is None and not eval_fraction:
+        raise ConfigError("patience and save_best compare evaluations: give eval_data, or an eval_fraction above 0")
     if not 0 <= eval_fraction < 1:
         raise ConfigError(f"eval_fraction={eval_fraction} must lie in [0, 1)")
     if learning_rate is not None and not 0 < learning_rate < 1:
         raise ConfigError(f"learning_rate={learning_rate} must lie between 0 and 1, like 1e-6")
-    folder = run_folder(output, objective_label(terms), processes, resume=resume, overwrite=overwrite)
+    tracking = trackers_of(trackers)
+    if dry_run:
+        folder = Path(output or "runs")
+    else:
+        folder = run_folder(output, objective_label(terms), processes, resume=resume, overwrite=overwrite)
     began = time.monotonic()
+    held_settings = settings_of(folder)
+    if held_settings:  # what was measured at the start of an unfinished run is used again
+        again = {k: v for k, v in held_settings.items() if given.get(k) == "auto"}
+        device, precision = again.get("device", device), again.get("precision", precision)
+        layout = again.get("layout", layout)
+        tokens_per_micro_batch = again.get("tokens_per_micro_batch", tokens_per_micro_batch)
 
     # data -----------------------------------------------------------------------------------------------------------
     counts = Counts()
@@ -193,6 +216,7 @@ def train(
         records = leak_checked(records, held_records, counts)
     elif eval_fraction:
         records, held_records = split(records, eval_fraction, seed)
+    told = without_secrets(told)
     for line in told:
         say(line)
     examples = view_terms(terms, records, counts)
@@ -205,12 +229,14 @@ def train(
     torch.manual_seed(seed)
     policy = models.load(
         model, tokenizer, device=device, precision=precision, lora=lora_options, heads=heads, layout=layout,
-        trust_remote_code=trust_remote_code,
+        gradient_checkpointing=gradient_checkpointing, load_in_4bit=load_in_4bit, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     scorer = policy.scorer
     for line in policy.told:
         say(line)
-    chat = Chat(policy.tokenizer, max_length=max_length, overlong=overlong, template=chat_template)
+    chat = Chat(
+        policy.tokenizer, max_length=max_length, overlong=overlong, template=chat_template, stop_ids=policy.ends
+    )
     say(chat.told)
     corpus = Corpus.build(records, examples, chat, counts)
     plan_of_batches = Schedule(corpus, [spec(t, data) for t in terms.values()], batch_size, seed)
@@ -235,53 +261,66 @@ def train(
     )
 
     # reference and optimizer ----------------------------------------------------------------------------------------
-    parallel.on_first(processes, lambda: (folder / "examples").mkdir(parents=True, exist_ok=True))
     checkpoints = Checkpoints(folder / "checkpoints", processes, keep_checkpoints)
     stored = checkpoints.steps()
-    ref = reference_of(
+    refs = references_of(
         reference, reference_mode, reference_cache, policy, terms, processes, fresh=not stored, model=model,
         load={"device": device, "layout": layout, "precision": precision, "trust_remote_code": trust_remote_code},
+        say=say,
     )  # fmt: skip
-    parallel.shard(scorer, processes)
+    if (blueprint := parallel.shard(scorer, processes)) is not None:
+        policy.gathered = functools.partial(parallel.unsharded, blueprint, policy.model)
     groups, rates = parameter_groups(scorer, learning_rate, learning_rates or {}, weight_decay)
     optimizer = torch.optim.AdamW(
         groups, lr=learning_rate, betas=(adam_beta1, adam_beta2), eps=adam_epsilon, fused=scorer.device.type != "mps"
     )
     step = Step(
-        scorer, terms, records, optimizer, reference=ref, budget=budget, max_grad_norm=max_grad_norm, seed=seed,
+        scorer, terms, records, optimizer, references=refs, budget=budget, max_grad_norm=max_grad_norm, seed=seed,
         processes=processes,
     )  # fmt: skip
-    held_step = replace_records(step, held_records)
-    if ref is not None and ref.mode == "cached":
-        wanted = [s for b in walk(plan_of_batches, steps) for s in referenced(step, b)]
-        wanted += [s for b in held for s in referenced(step, b)]
+    held_step = step.on(held_records)
+    wanted = referenced(step, [*walk(plan_of_batches, steps), *held]) if refs else {}
+    if dry_run:
+        evaluations = 1 + (steps // eval_steps if eval_steps else 1) if held else 0
+        estimate = rehearse(step, list(walk(plan_of_batches, steps)), wanted, held, evaluations)
+        for line in (*estimate.lines(), "a dry run: nothing was written"):
+            say(line)
+        return Run(folder, {"finished": "dry run"} | estimate.as_dict(), policy, records, held_records)
+    parallel.on_first(processes, lambda: (folder / "examples").mkdir(parents=True, exist_ok=True))
+    for name, ref in refs.items():
+        if ref.mode == "live":
+            continue
         with watcher.task("reference log-probs") as advance:
-            computed = ref.prepare(wanted, budget, advance)
+            computed = ref.prepare(wanted[name], budget, advance)
         say(
             f"reference {ref.name!r} ({ref.key[:8]}): {computed:,} log-probs computed, "
-            f"{len({s.key for s in wanted}) - computed:,} from the cache"
+            f"{len(wanted[name]) - computed:,} from the cache"
         )
     # null is a choice where the default is not null
-    resolved = {k: v for k, v in given.items() if v is not None or k == "max_grad_norm"} | {
+    resolved = without_secrets({k: v for k, v in given.items() if v is not None or k == "max_grad_norm"} | {
         "model": str(model) if isinstance(model, (str, Path)) else policy.name,
         "data": data_names(data), "objective": objective, "batch_size": batch_size, "max_steps": steps,
         "tokens_per_micro_batch": budget, "learning_rate": learning_rate, "layout": scorer.layout,
         "precision": "bf16" if scorer.compute == torch.bfloat16 else "fp32", "device": scorer.device.type,
         "output": str(folder),
-    }  # fmt: skip
-    for gone in ("per_device_train_batch_size", "gradient_accumulation_steps", "overwrite", "quiet", "resume"):
+    })  # fmt: skip
+    for gone in (*TRANSLATED, "overwrite", "quiet", "resume", "dry_run"):
         resolved.pop(gone, None)
     if processes.first:
-        write_config(folder / "config.yaml", resolved, policy, ref)
-        write_json(folder / "data.json", data_story(told, counts, corpus, records, held_records))
+        story = data_story(told, counts, corpus, records, held_records)
+        if stored:
+            check_settings(held_settings, resolved, say)
+            check_data(folder / "data.json", story)
+        write_config(folder / "config.yaml", resolved, policy, refs)
+        write_json(folder / "data.json", story)
 
     # training -------------------------------------------------------------------------------------------------------
     progress = Progress()
     if stored:
         progress = checkpoints.load(step, stored[-1])
         say(f"going on from step {progress.step}")
-    elif ref is not None:
-        progress.start = check_start(step, plan_of_batches.batch(0), ref, policy)
+    elif refs:
+        progress.start = check_start(step, plan_of_batches.batch(0), policy)
     loop = Loop(
         step, plan_of_batches,
         LoopOptions(
@@ -291,7 +330,11 @@ def train(
         ),
         folder, checkpoints, processes, watcher, held, [Drop()], held_step,
     )  # fmt: skip
-    with watcher.training(steps, progress.step):
+    names = tracking if processes.first else []
+    with (
+        Tracked(folder / "metrics.jsonl", names, resolved, progress.step, say) as loop.metrics,
+        watcher.training(steps, progress.step),
+    ):
         finished = loop.run(progress)
     if (
         save_best
@@ -301,7 +344,7 @@ def train(
         checkpoints.load(step, int(finished.progress.best_step or 0))
         finished.evaluation, finished.held = loop.evaluate(finished.progress.step, write=False)
         say(f"model/ holds the best weights, of step {finished.progress.best_step}")
-    summary = summarise(finished, terms, corpus, ref, time.monotonic() - began)
+    summary = summarise(finished, terms, corpus, refs, time.monotonic() - began)
     if finished.reason == "interrupted":
         say(f"stopped at step {finished.progress.step} and saved; run the same command again to go on")
     state = parallel.whole_state(scorer)
@@ -318,6 +361,9 @@ def train(
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
+
+
+TRANSLATED = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 def translate(options: dict[str, Any]) -> dict[str, Any]:
@@ -345,10 +391,16 @@ def lora_of(lora: bool | dict[str, Any]) -> models.LoraOptions | None:
     known = models.LoraOptions.__dataclass_fields__
     for key in given:
         if key not in known:
-            from accord.errors import nearest
-
             raise ConfigError(f"lora.{key} is not known; {nearest(key, known)}")
-    return models.LoraOptions(**given)
+    options = models.LoraOptions(**given)
+    if isinstance(options.rank, bool) or not isinstance(options.rank, int) or options.rank < 1:
+        raise ConfigError(f"lora.rank={options.rank!r} must be a whole number above 0")
+    for name, value in (("alpha", options.alpha), ("dropout", options.dropout)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            raise ConfigError(f"lora.{name}={value!r} must be a number, 0 or more")
+    if options.dropout >= 1:
+        raise ConfigError(f"lora.dropout={options.dropout} must lie in [0, 1)")
+    return options
 
 
 def default_rate(terms: dict[str, Term], lora: models.LoraOptions | None) -> float:
@@ -392,6 +444,49 @@ def parameter_groups(
     ], own
 
 
+# Settings that may change between a stop and its resume: none of them changes what an update is. Of the data, the
+# content is compared.
+FREE = (
+    "device", "precision", "layout", "tokens_per_micro_batch", "reference_cache", "eval_steps", "save_steps",
+    "keep_checkpoints", "data", "eval_data", "patience", "on_verdict", "output", "trust_remote_code", "best_metric",
+    "save_best", "gradient_checkpointing",
+)  # fmt: skip
+TOLD = ("max_steps", "epochs")
+
+
+def check_settings(held: Mapping[str, Any], now: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """An unfinished run goes on as what it was.
+
+    Raises:
+        ConfigError: a setting that changes what is trained is another than in the run's config.yaml.
+    """
+    plain_now = plain(now)
+    defaults = {name: p.default for name, p in inspect.signature(train).parameters.items()}
+    for name in sorted((held.keys() | plain_now.keys()) - set(FREE)):
+        after = plain_now.get(name)
+        before = held.get(name, after if after == defaults.get(name) else None)  # a setting that is newer than the run
+        if before == after:
+            continue
+        if name not in TOLD:
+            raise ConfigError(
+                f"the run in output was started with {name}={before!r}, and now {name}={after!r}: set it back to go "
+                "on, choose another output, or start again with overwrite: true"
+            )
+        say(f"{name} was {before}, and is {after} from here on: the learning rate follows the new schedule")
+
+
+def check_data(path: Path, story: Mapping[str, Any]) -> None:
+    """Raises:
+    ConfigError: the records are not those that the unfinished run was started with.
+    """
+    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if held.get("content", story["content"]) != story["content"]:
+        raise ConfigError(
+            f"the data has changed since the run was started ({held['records']:,} records then, {story['records']:,} "
+            "now): put it back to go on, choose another output, or start again with overwrite: true"
+        )
+
+
 def objective_label(terms: dict[str, Term]) -> str:
     return "mixed" if len(terms) > 1 else next(iter(terms))
 
@@ -430,138 +525,3 @@ def run_folder(output: str | None, label: str, processes: Processes, *, resume: 
                 f"{folder} holds an unfinished run; resume: auto goes on with it, overwrite: true removes it"
             )
     return folder
-
-
-# -- reference --------------------------------------------------------------------------------------------------------
-
-
-def reference_of(
-    asked: str, mode: str, cache: str | None, policy: models.Policy, terms: dict[str, Term], processes: Processes,
-    *, fresh: bool, model: Any, load: dict[str, Any],
-) -> Reference | None:  # fmt: skip
-    """The reference that the terms need, with its identity; None if none does."""
-    if not any(t.needs_reference for t in terms.values()):
-        return None
-    folder = Path(cache) if cache else models.cache_root() / "reference"
-    start = asked == "start"
-    name = "start of run" if start else asked
-
-    @contextlib.contextmanager
-    def itself() -> Iterator[Scorer]:
-        yield policy.scorer
-
-    @contextlib.contextmanager
-    def adapters_off() -> Iterator[Scorer]:
-        with policy.model.disable_adapter():
-            yield policy.scorer
-
-    held: list[models.Policy] = []
-
-    @contextlib.contextmanager
-    def apart() -> Iterator[Scorer]:
-        """The reference as a model of its own, loaded once for a live reference."""
-        if held:
-            yield held[0].scorer
-            return
-        source = model if start else asked
-        if not isinstance(source, (str, Path)):
-            raise AccordError("a model object cannot be loaded again to be its own reference; pass reference='path'")
-        other = models.load(source, **load)
-        other.scorer.requires_grad_(False)
-        if mode == "live":
-            held.append(other)
-        yield other.scorer
-
-    opened = apart
-    if start and policy.lora is not None:
-        opened, name = adapters_off, "adapters off"
-    elif start and fresh and mode == "cached":
-        opened = itself
-    elif start and not isinstance(model, (str, Path)):
-        import copy
-
-        frozen = copy.deepcopy(policy.scorer).requires_grad_(False)
-
-        @contextlib.contextmanager
-        def copied() -> Iterator[Scorer]:
-            yield frozen
-
-        opened = copied
-    if not start and not isinstance(models.resolve(asked), Path):
-        raise ConfigError(
-            f"reference={asked!r}: give a folder or a run, so that its weights have an identity, or start"
-        )
-    key = policy.key if start else models.content_key(models.resolve(asked))
-    return Reference(
-        name,
-        key,
-        opened,
-        policy.scorer.compute,
-        folder,
-        mode,  # type: ignore[arg-type]
-        processes.rank,
-        processes.world,
-        processes.gather,
-    )
-
-
-def check_start(step: Step, batch: Batch, ref: Reference, policy: models.Policy) -> dict[str, float]:
-    """Before the first update: implicit rewards and loss where they must be.
-
-    If the reference is the policy itself, every log-ratio must be 0 within `models.TOLERANCE` (scaled by the root of
-    the length), and a single objective's loss its known value.
-
-    Raises:
-        TrainingError: it is not so; the message says what was measured.
-    """
-    metrics, examples = step.evaluate(batch)
-    values = reduced(metrics)
-    if ref.key != policy.key:
-        return values
-    for example in examples:
-        term = step.terms[example.term]
-        for role, reward in example.rewards.items():
-            from accord.training.terms import reward_scale
-
-            ratio = reward / reward_scale(term, role)
-            allowed = models.TOLERANCE[step.scorer.compute] * max(1.0, math.sqrt(example.lengths[role] / 100))
-            if abs(ratio) > allowed:
-                raise TrainingError(
-                    f"policy and reference are the same weights ({ref.key[:8]}), yet at step 0 the log-ratio of record "
-                    f"{example.record} ({role}) is {ratio:.3g} nats, more than {allowed:.2g}. "
-                    "Remove the reference cache, or train with precision: fp32"
-                )
-    for name, term in step.terms.items():
-        if len(term.parts) == 1 and (known := known_start(term, batch)) is not None and term.log_z == "one":
-            seen = [e.loss for e in examples if e.term == name]
-            mean = sum(seen) / len(seen)
-            slack = (0.02 if step.scorer.compute == torch.float32 else 0.2) * max(1.0, abs(known))
-            if abs(mean - known) > slack:
-                raise TrainingError(
-                    f"the loss of {name} at policy = reference is {mean:.4f}, but it must be {known:.4f}"
-                )
-            values[f"{name}/expected_loss"] = known
-    return values
-
-
-def known_start(term: Term, batch: Batch) -> float | None:
-    """The row's value at policy = reference, averaged over the batch's values; None if it has none."""
-    import numpy as np
-
-    row, _, options = term.parts[0]
-    if row.init is None or term.name not in batch.terms:
-        return None
-    names = {**options, "log": np.log, "exp": np.exp, **batch.terms[term.name].values}
-    try:
-        return float(np.mean(eval(row.init, {"__builtins__": {}}, names)))  # our own rows' expressions
-    except (NameError, TypeError):
-        return None
-
-
-def replace_records(step: Step, records: list[Record]) -> Step:
-    """The same step seen on other records: for evaluation on held-out data."""
-    import copy
-
-    other = copy.copy(step)
-    other.records = records
-    return other

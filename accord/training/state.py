@@ -46,7 +46,6 @@ class Checkpoints:
     def __init__(self, folder: Path, processes: parallel.Processes, keep: int = 2) -> None:
         self.folder, self.processes, self.keep = folder, processes, keep
         if processes.first:
-            folder.mkdir(parents=True, exist_ok=True)
             for half in folder.glob(f"{WRITING}*"):
                 shutil.rmtree(half, ignore_errors=True)
         processes.wait()

@@ -9,10 +9,10 @@ tokens in the global batch, so its weight means the same whatever stands beside 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,10 +25,9 @@ from accord.engine.models import trainable
 from accord.engine.reference import Reference
 from accord.errors import AccordError, ConfigError
 from accord.training.parallel import Processes, total_norm
-from accord.training.terms import Leaves, Outcome, Term, evaluate, measure, statistics
+from accord.training.sharing import Combine, Gradients, Sets, add_up
+from accord.training.terms import Leaves, Metrics, Outcome, Term, add_metrics, evaluate, measure, statistics
 
-Metrics = dict[str, tuple[float, float]]  # name -> (sum, count): a metric travels with its reduction; count 0: a sum
-Gradients = list[Tensor | None]  # one a trained parameter
 ENGINE_NEEDS = ("entropy", "hidden", "kl")
 
 
@@ -54,14 +53,17 @@ class Collected:
     """The update's plan for this process, and what had to be known before any gradient.
 
     direct: objectives are evaluated micro-batch by micro-batch (every example lies in one of them, no term couples
-    the batch); else `cotangent` [M] holds the gradient for every token of the batch.
+    the batch); else the batch is scored first, with the `silent` micro-batches that get no gradient, and `leaves` holds
+    it. fixed: log-probs that are no leaves (references, sampling) by name and sequence, [R] each.
     """
 
     batch: Batch
+    number: int
     micros: list[Micro]
     owned: list[bool]
+    silent: list[Micro]
     divisors: dict[str, float]
-    reference: dict[int, Tensor]
+    fixed: dict[str, dict[int, Tensor]]
     direct: bool
     extra: dict[str, Any]
     leaves: Leaves | None = None
@@ -75,30 +77,14 @@ class Result:
     metrics: Metrics
     grad_norm: float
     examples: list[Example]
-    tokens: int
 
 
-@dataclass
-class Sets:
-    """What a rule that combines sets of gradients may know: of each set its name (a term or a source), gradient, loss
-    (its part of the step's) and number of examples; and the names of the parameters."""
+class Seen(NamedTuple):
+    """What was measured. losses: of each term, before its weight, as (sum, units)."""
 
-    names: list[str]
-    grads: list[Gradients]
-    losses: list[float]
-    counts: list[int]
-    parameters: list[str]
-
-
-Combine = Callable[[Sets, dict[str, Any]], Gradients]  # the dict is the rule's memory; it is checkpointed
-
-
-def add_up(sets: Sets, state: dict[str, Any]) -> Gradients:
-    """The plain way to combine sets of gradients: their sum."""
-    total = list(sets.grads[0])
-    for other in sets.grads[1:]:
-        total = [b if a is None else a if b is None else a + b for a, b in zip(total, other, strict=True)]
-    return total
+    metrics: Metrics
+    examples: list[Example]
+    losses: Metrics
 
 
 class Step:
@@ -107,7 +93,7 @@ class Step:
     Args:
         scorer: what is trained.
         terms: by name.
-        reference: of the terms that need one.
+        references: by name; `ref` is the one that is meant where none is named.
         budget: tokens of a micro-batch; affects speed and memory alone.
         partition: `all` gives one set of cotangents, `term` or `source` one for each, over one forward pass.
         combine: from the gradients of the sets to the gradient of the step.
@@ -120,7 +106,7 @@ class Step:
         records: Seq[Record],
         optimizer: torch.optim.Optimizer | None,
         *,
-        reference: Reference | None = None,
+        references: Mapping[str, Reference] | None = None,
         budget: int = 2048,
         max_grad_norm: float | None = 1.0,
         seed: int = 0,
@@ -129,14 +115,18 @@ class Step:
         combine: Combine = add_up,
     ) -> None:
         self.scorer, self.terms, self.records, self.optimizer = scorer, terms, records, optimizer
-        self.reference, self.budget, self.max_grad_norm, self.seed = reference, budget, max_grad_norm, seed
+        self.references: dict[str, Reference] = dict(references or {})
+        self.budget, self.max_grad_norm, self.seed = budget, max_grad_norm, seed
         self.processes = processes or Processes()
         self.partition, self.combine_rule = partition, combine
         self.objective_state: dict[str, dict[str, Any]] = {name: {} for name in terms}
         self.parameters = [p for _, p in trainable(scorer)]
         asked = {n.removesuffix("_tokens") for t in terms.values() for n in t.needs}
         self.needs = frozenset(n for n in asked if n in ENGINE_NEEDS)
-        if "kl" in self.needs and (reference is None or reference.mode != "live"):
+        self.keep_last = scorer.keep_last or "hidden" in self.needs
+        if unnamed := {r for t in terms.values() for r in t.references} - self.references.keys():
+            raise ConfigError(f"no reference is called {sorted(unnamed)[0]!r}; name it: reference: {{NAME: path}}")
+        if "kl" in self.needs and ("ref" not in self.references or self.references["ref"].mode != "live"):
             raise ConfigError(
                 "the KL over the whole vocabulary needs the reference beside the policy: set reference_mode: live "
                 "(one more forward pass a step, and its weights in memory)"
@@ -147,38 +137,31 @@ class Step:
         self, batch: Batch, number: int, learning_rates: dict[int, float] | None = None, progress: float = 0.0
     ) -> Result:
         """Phases one after another; `number` is the step's, from 0, and `learning_rates` one for each group."""
-        torch.manual_seed(int(seeded(self.seed, "torch", number, self.processes.rank).integers(2**31)))
         collected = self.collect(batch, number, progress)
         grads, metrics, examples = self.backward(collected)
         metrics = self.processes.sum_counts(metrics)
         self.combine(grads, collected.batch, metrics)
         norm = self.update(learning_rates)
-        return Result(metrics, norm, examples, sum(int((m.predictor >= 0).sum()) for m in collected.micros))
+        return Result(metrics, norm, examples)
 
     # -- phases -------------------------------------------------------------------------------------------------------
 
-    def collect(self, batch: Batch, number: int, progress: float = 0.0) -> Collected:
-        """Counts, fetches the reference, packs; scores the whole batch if a row asks for it."""
+    def collect(self, batch: Batch, number: int, progress: float = 0.0, *, train: bool = True) -> Collected:
+        """Counts, fetches the references, packs; scores the whole batch if a row asks for it."""
         batch = self.complete(batch)
-        divisors = {}
-        for name, examples in batch.terms.items():
-            by_token = self.terms[name].unit == "token"
-            used = [i for role, r in examples.roles.items() if role != "mismatched" for i in r.ravel() if i >= 0]
-            divisors[name] = (
-                float(sum(int(batch.sequences[i].trained.sum()) for i in used)) if by_token else float(len(examples))
-            )
+        divisors = {name: self._units(name, batch, examples) for name, examples in batch.terms.items()}
         direct = not any(self.terms[name].scores_batch_first for name in batch.terms)
-        units = [places for _, _, places in batch.examples()] if direct else []
-        singles = [(i,) for i in range(len(batch.sequences)) if not direct]
-        groups = micro_batches(batch.sequences, units or singles, self.budget, self.scorer.layout)
-        micros, owned = self._mine(batch, groups)
+        trained = [(i,) for i in range(len(batch.sequences)) if not batch.silent[i]]
+        units = [places for _, _, places in batch.examples()] if direct else trained
+        micros, owned = self._mine(batch, units)
+        silent, _ = self._mine(batch, [] if direct else [(int(i),) for i in np.flatnonzero(batch.silent)])
         extra = {
             "progress": progress,
             "noise": lambda record: seeded(self.seed, number, self.records[record].id).random(),
         }
-        collected = Collected(batch, micros, owned, divisors, self._references(batch), direct, extra)
+        collected = Collected(batch, number, micros, owned, silent, divisors, self._fixed(batch), direct, extra)
         if not direct:
-            collected.leaves = self._score_all(collected)
+            collected.leaves = self._score_all(collected, train)
             for name, examples in batch.terms.items():
                 with torch.no_grad():
                     collected.stats[name] = statistics(
@@ -206,47 +189,39 @@ class Step:
             assert collected.leaves is not None
             whole, seen = self.cotangents(collected, collected.leaves, collected.batch.terms, sets)
             if self.processes.first:  # every process computes the same: one reports
-                metrics, examples = seen
-        for micro, mine in zip(collected.micros, collected.owned, strict=True):
-            silent = bool(collected.batch.silent[micro.sequences].all())
-            with adapter_dropout(self.scorer):
-                out = self._forward(micro)
-            if whole is None:
-                terms = self._within(collected.batch, micro) if mine else {}
-                leaves = self._leaves(collected, micro, out)
-                cotangents, (own, shown) = self.cotangents(collected, leaves, terms, sets)
-                here = torch.from_numpy(micro.sequences).to(self.scorer.device)
-                cotangents = [{k: v if k in leaves.tokens else v[here] for k, v in c.items()} for c in cotangents]
-                add_metrics(metrics, own)
-                examples += shown
-            else:
-                cotangents = [self._slice(collected, c, micro, mine and not silent) for c in whole]
-            for number, cotangent in enumerate(cotangents):
-                names = [n for n in out if out[n].requires_grad]
-                torch.autograd.backward(
-                    [out[n] for n in names],
-                    [cotangent.get(n, torch.zeros_like(out[n])).to(out[n].dtype) for n in names],
-                    retain_graph=number < len(cotangents) - 1,
-                )
-                if self.partition != "all":
-                    for i, p in enumerate(self.parameters):
-                        if p.grad is not None:
-                            held = stash[number][i]
-                            stash[number][i] = p.grad if held is None else held + p.grad
-                            p.grad = None
+                metrics, examples = seen.metrics, seen.examples
+        for place, (micro, mine) in enumerate(zip(collected.micros, collected.owned, strict=True)):
+            with adapter_dropout(self.scorer):  # a checkpointed layer is computed again in the backward pass
+                self._draw(collected, place)
+                out = self.score(micro)
+                if whole is None:
+                    terms = self._within(collected.batch, micro) if mine else {}
+                    leaves = self._leaves(collected, micro, out)
+                    cotangents, seen = self.cotangents(collected, leaves, terms, sets)
+                    here = torch.from_numpy(micro.sequences).to(self.scorer.device)
+                    cotangents = [{k: v if k in leaves.tokens else v[here] for k, v in c.items()} for c in cotangents]
+                    add_metrics(metrics, seen.metrics)
+                    examples += seen.examples
+                else:
+                    cotangents = [self._slice(collected, c, micro, mine) for c in whole]
+                for number, cotangent in enumerate(cotangents):
+                    self._hand_back(out, cotangent, again=number < len(cotangents) - 1)
+                    if self.partition != "all":
+                        self._put_aside(stash[number])
         return (stash if self.partition != "all" else [[p.grad for p in self.parameters]]), metrics, examples
 
     def cotangents(
         self, collected: Collected, leaves: Leaves, terms: dict[str, TermBatch], sets: list[str]
-    ) -> tuple[list[dict[str, Tensor]], tuple[Metrics, list[Example]]]:
+    ) -> tuple[list[dict[str, Tensor]], Seen]:
         """Gradient of the objectives with respect to the leaves, one dict for each set, and what was measured."""
         named = {"logp": leaves.tokens["logp"], **leaves.sequences}
-        named |= {k: v for k, v in leaves.tokens.items() if k != "ref_logp"}
+        named |= {k: v for k, v in leaves.tokens.items() if not k.endswith("_logp")}  # those are fixed
         for leaf in named.values():
             leaf.requires_grad_(True)
         totals: dict[str, Tensor] = {}
         metrics: Metrics = {}
         examples: list[Example] = []
+        losses: Metrics = {}
         for name, batch in terms.items():
             if not len(batch):
                 continue
@@ -266,13 +241,9 @@ class Step:
                         f"sets/{key}/examples": (float(len(scaled[which])), 0.0),
                     }
                     add_metrics(metrics, seen)
-            unit = (
-                float(sum(outcome.lengths["response"]))
-                if term.unit == "token" and "response" in outcome.lengths
-                else float(len(batch))
-            )
             add_metrics(metrics, {"loss": (float(scaled.detach().sum()), 0.0)})
-            measured = measure(term, batch, outcome, unit)
+            measured = measure(term, batch, outcome, self._units(name, collected.batch, batch))
+            add_metrics(losses, {name: measured["loss"]})
             if len(self.terms) > 1:
                 measured = {f"{name}/{metric}": value for metric, value in measured.items()}
             add_metrics(metrics, {k: v for k, v in measured.items() if k != "loss"})
@@ -286,7 +257,7 @@ class Step:
                 else [None] * len(keys)
             )
             found.append({k: torch.zeros_like(named[k]) if g is None else g for k, g in zip(keys, grads, strict=True)})
-        return found, (metrics, examples)
+        return found, Seen(metrics, examples, losses)
 
     def combine(self, grads: list[Gradients], batch: Batch, metrics: Metrics) -> None:
         """Puts the gradient of the step where the optimizer looks for it.
@@ -347,55 +318,92 @@ class Step:
         self.optimizer.load_state_dict(copy.deepcopy(snapshot["optimizer"]))
         self.objective_state = copy.deepcopy(snapshot["objective"])
 
-    def evaluate(self, batch: Batch, number: int = 0) -> tuple[Metrics, list[Example]]:
-        """Metrics and examples of a batch, without gradient or update; objective state stays as it is."""
+    def evaluate(self, batch: Batch, number: int = 0) -> Seen:
+        """What is measured on a batch, without gradient, dropout or update; objective state stays as it is."""
         state, self.objective_state = self.objective_state, copy.deepcopy(self.objective_state)
         try:
-            collected = self.collect(batch, number)
+            collected = self.collect(batch, number, train=False)
         finally:
             self.objective_state = state
-        leaves = collected.leaves or self._score_all(collected)
-        with no_dropout(self.scorer):
-            _, (metrics, examples) = self.cotangents(collected, leaves, collected.batch.terms, [])
-        return metrics, examples
+        leaves = collected.leaves or self._score_all(collected, train=False)
+        return self.cotangents(collected, leaves, collected.batch.terms, [])[1]
+
+    def on(self, records: Seq[Record]) -> Step:
+        """The same step on batches of other records: for held-out data."""
+        other = copy.copy(self)
+        other.records = records
+        return other
+
+    def referenced(self, batch: Batch) -> dict[str, list[int]]:
+        """Which sequences of a complete batch are compared with each reference."""
+        found: dict[str, set[int]] = {}
+        for name in batch.terms:
+            for which in self.terms[name].references:
+                found.setdefault(which, set()).update(batch.used(name))
+        return {which: sorted(used) for which, used in found.items()}
 
     # -- pieces -------------------------------------------------------------------------------------------------------
 
-    def _mine(self, batch: Batch, groups: list[list[int]]) -> tuple[list[Micro], list[bool]]:
-        """This process's groups, packed; every process runs equally many, the surplus ones without gradient."""
+    @staticmethod
+    def _hand_back(out: dict[str, Tensor], cotangent: dict[str, Tensor], *, again: bool) -> None:
+        names = [n for n in out if out[n].requires_grad]
+        given = [cotangent.get(n, torch.zeros_like(out[n])).to(out[n].dtype) for n in names]
+        torch.autograd.backward([out[n] for n in names], given, retain_graph=again)
+
+    def _put_aside(self, held: Gradients) -> None:
+        for i, p in enumerate(self.parameters):
+            if p.grad is not None:
+                held[i] = p.grad if held[i] is None else held[i] + p.grad  # type: ignore[operator]
+                p.grad = None
+
+    def _units(self, name: str, batch: Batch, examples: TermBatch) -> float:
+        """What the term's loss is divided by: its examples, or their trained tokens."""
+        if self.terms[name].unit == "example":
+            return float(len(examples))
+        return float(sum(int(batch.sequences[i].trained.sum()) for i in batch.used(name, silent=False)))
+
+    def _mine(self, batch: Batch, units: Seq[tuple[int, ...]]) -> tuple[list[Micro], list[bool]]:
+        """This process's micro-batches; every process runs equally many, the surplus ones without gradient."""
+        groups = micro_batches(batch.sequences, units, self.budget, self.scorer.layout)
         rank, world = self.processes.rank, self.processes.world
         rounds = -(-len(groups) // world)
         micros, owned = [], []
         for r in range(rounds):
             own = r * world + rank < len(groups)
             group = groups[r * world + rank] if own else groups[0]
-            micros.append(pack(batch.sequences, group, self.scorer.layout, keep_last=self.scorer.keep_last))
+            micros.append(pack(batch.sequences, group, self.scorer.layout, keep_last=self.keep_last))
             owned.append(own)
         return micros, owned
 
-    def _references(self, batch: Batch) -> dict[int, Tensor]:
-        if self.reference is None:
-            return {}
-        used = sorted(
-            {
-                int(i)
-                for name, term in batch.terms.items()
-                if self.terms[name].needs_reference
-                for role in term.roles.values()
-                for i in role.ravel()
-                if i >= 0
-            }
-        )
-        found = self.reference.logp([batch.sequences[i] for i in used], self.budget) if used else []
-        return {i: torch.from_numpy(np.asarray(logp)) for i, logp in zip(used, found, strict=True)}
+    def _draw(self, collected: Collected, place: int) -> None:
+        """Seeds what dropout draws for a micro-batch: a batch that is scored first draws the same in both passes."""
+        rank = self.processes.rank
+        torch.manual_seed(int(seeded(self.seed, "torch", collected.number, rank, place).integers(2**31)))
 
-    def _forward(self, micro: Micro) -> dict[str, Tensor]:
+    def _fixed(self, batch: Batch) -> dict[str, dict[int, Tensor]]:
+        """Log-probs of every reference, and those that were written down when the responses were sampled."""
+        found: dict[str, dict[int, Tensor]] = {}
+        for which, used in self.referenced(batch).items():
+            logp = self.references[which].logp([batch.sequences[i] for i in used], self.budget)
+            found[f"{which}_logp"] = {i: torch.from_numpy(np.asarray(x)) for i, x in zip(used, logp, strict=True)}
+        for name in batch.terms:
+            if self.terms[name].needs_old:
+                for i in set(batch.used(name, silent=False)):
+                    sequence = batch.sequences[i]
+                    if sequence.old is None or np.isnan(sequence.old[sequence.trained]).any():
+                        raise ConfigError(
+                            f"{name!r} needs the log-probs under which its responses were sampled (sampling_logprobs "
+                            "beside token_ids), for every trained token; `accord sample` writes them"
+                        )
+                    found.setdefault("old_logp", {})[i] = torch.from_numpy(sequence.old[sequence.trained])
+        return found
+
+    def score(self, micro: Micro) -> dict[str, Tensor]:
         """One pass of the scorer, with the reference beside it where a row asks for the whole vocabulary."""
         row = Row.of(micro, self.scorer.device)
         if "kl" not in self.needs:
             return self.scorer(row, self.needs)
-        assert self.reference is not None
-        with self.reference.open() as reference:
+        with self.references["ref"].open() as reference:
             beside = reference.against(row)
         return self.scorer(row, self.needs, beside)
 
@@ -409,8 +417,9 @@ class Step:
         device = self.scorer.device
         owner = torch.from_numpy(micro.owner).to(device)
         tokens = {k: v.detach().to(self.dtype) for k, v in out.items() if self.by_token(k)}
-        leaves = Leaves(tokens, owner, len(collected.batch.sequences))
-        self._add_reference(collected, leaves, micro.owner)
+        parts = torch.from_numpy(collected.batch.parts).to(device)
+        leaves = Leaves(tokens, owner, len(parts), parts=parts)
+        self._add_fixed(collected, leaves, micro.owner)
         index = torch.from_numpy(micro.sequences).to(device)
         for name, value in out.items():
             if not self.by_token(name):
@@ -419,21 +428,24 @@ class Step:
                 leaves.sequences[name] = full.index_copy(0, index, value.detach().to(self.dtype))
         return leaves
 
-    def _add_reference(self, collected: Collected, leaves: Leaves, owner: np.ndarray) -> None:
-        if not collected.reference:
-            return
-        parts = []
-        for i in dict.fromkeys(owner.tolist()):
-            n = int((owner == i).sum())
-            parts.append(collected.reference.get(i, torch.zeros(n)))
-        leaves.tokens["ref_logp"] = torch.cat(parts).to(leaves.owner.device, self.dtype)
+    def _add_fixed(self, collected: Collected, leaves: Leaves, owner: np.ndarray) -> None:
+        order, counts = np.unique(owner, return_counts=True)
+        size = dict(zip(order.tolist(), counts.tolist(), strict=True))
+        for name, known in collected.fixed.items():
+            parts = [known.get(i, torch.zeros(size[i])) for i in dict.fromkeys(owner.tolist())]
+            leaves.tokens[name] = torch.cat(parts).to(leaves.owner.device, self.dtype)
 
-    def _score_all(self, collected: Collected) -> Leaves:
-        """Every sequence of the global batch scored without gradient and gathered from all processes."""
+    def _score_all(self, collected: Collected, train: bool) -> Leaves:
+        """Every sequence of the global batch scored without gradient and gathered from all processes.
+
+        Under `train` adapters drop out what they will drop out in the backward pass.
+        """
         found: dict[int, dict[str, Tensor]] = {}
-        for micro, own in zip(collected.micros, collected.owned, strict=True):
-            with torch.no_grad(), no_dropout(self.scorer):
-                out = {k: v.float().cpu() for k, v in self._forward(micro).items()}
+        every = [*zip(collected.micros, collected.owned, strict=True), *((m, True) for m in collected.silent)]
+        for number, (micro, own) in enumerate(every):
+            with torch.no_grad(), adapter_dropout(self.scorer) if train else no_dropout(self.scorer):
+                self._draw(collected, number)
+                out = {k: v.float().cpu() for k, v in self.score(micro).items()}
             if not own:
                 continue
             for place, i in enumerate(micro.sequences.tolist()):
@@ -446,8 +458,9 @@ class Step:
         owner = np.concatenate([np.full(len(found[i]["logp"]), i) for i in order])
         names = found[order[0]].keys()
         tokens = {k: torch.cat([found[i][k] for i in order]).to(device, self.dtype) for k in names if self.by_token(k)}
-        leaves = Leaves(tokens, torch.from_numpy(owner).to(device), len(collected.batch.sequences))
-        self._add_reference(collected, leaves, owner)
+        parts = torch.from_numpy(collected.batch.parts).to(device)
+        leaves = Leaves(tokens, torch.from_numpy(owner).to(device), len(parts), parts=parts)
+        self._add_fixed(collected, leaves, owner)
         for k in names:
             if k not in tokens:
                 leaves.sequences[k] = torch.stack([found[i][k] for i in order]).to(device, self.dtype)
@@ -516,15 +529,3 @@ class Step:
             )
             for i in range(len(batch))
         ]
-
-
-def add_metrics(into: Metrics, other: Metrics) -> None:
-    """Adds sums and counts."""
-    for name, (value, count) in other.items():
-        have = into.get(name, (0.0, 0.0))
-        into[name] = (have[0] + value, have[1] + count)
-
-
-def reduced(metrics: Metrics) -> dict[str, float]:
-    """Each metric's value: sum / count, or the sum itself where it was divided already."""
-    return {name: value if count == 0 else value / count for name, (value, count) in metrics.items()}

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,8 +52,20 @@ class Term:
         return frozenset(found)
 
     @property
-    def needs_reference(self) -> bool:
-        return any(n == "ref" or n.startswith("ref_") for n in self.needs)
+    def references(self) -> frozenset[str]:
+        """Names of the references whose log-probs the parts ask for."""
+        return frozenset(name for row, _, _ in self.parts for name in row.references)
+
+    @property
+    def over_vocabulary(self) -> bool:
+        """True if a part asks for a divergence from `ref` over the whole vocabulary."""
+        return any(row.over_vocabulary for row, _, _ in self.parts)
+
+    @property
+    def needs_old(self) -> bool:
+        """True if it needs the log-probs that were written down when the responses were sampled."""
+        sampled = any(row.feeds_on == "Rollouts" for row, _, _ in self.parts)
+        return sampled or not self.needs.isdisjoint({"old", "old_tokens"})
 
     @property
     def scores_batch_first(self) -> bool:
@@ -78,28 +91,45 @@ DERIVED = {"Pairs": ("Demos", "Points"), "Points": (), "Demos": ("Points",), "Gr
 
 @dataclass
 class Leaves:
-    """What the engine returned for N sequences. tokens: name -> [M]; owner [M]; sequences: name -> [N]."""
+    """What the engine returned for N sequences. tokens: name -> [M]; owner [M]; sequences: name -> [N].
+
+    parts [N]: the sequence that stands for each one's response (`Batch.parts`); statistics of a response stand there.
+    """
 
     tokens: dict[str, Tensor]
     owner: Tensor
     count: int
     sequences: dict[str, Tensor] = field(default_factory=dict)
+    parts: Tensor | None = None
+
+    @property
+    def response(self) -> Tensor:
+        """[M] the sequence that stands for each token's response."""
+        return self.owner if self.parts is None else self.parts[self.owner]
 
     def sums(self, name: str) -> Tensor:
-        """Sum of a token statistic over each sequence, [N]."""
+        """Sum of a token statistic over each response, [N]."""
         values = self.tokens[name]
-        return torch.zeros(self.count, dtype=values.dtype, device=values.device).index_add(0, self.owner, values)
+        return torch.zeros(self.count, dtype=values.dtype, device=values.device).index_add(0, self.response, values)
 
     def lengths(self) -> Tensor:
-        """Trained tokens of each sequence, [N]."""
+        """Trained tokens of each response, [N]."""
         ones = torch.ones_like(self.owner, dtype=self.tokens["logp"].dtype)
-        return torch.zeros(self.count, dtype=ones.dtype, device=ones.device).index_add(0, self.owner, ones)
+        return torch.zeros(self.count, dtype=ones.dtype, device=ones.device).index_add(0, self.response, ones)
+
+    def last(self, name: str) -> Tensor:
+        """A statistic of last tokens [N], each response's: of several turns apart, the last one's."""
+        values = self.sequences[name]
+        if self.parts is None:
+            return values
+        places = torch.arange(self.count, device=values.device)
+        return values[torch.zeros_like(places).scatter_reduce(0, self.parts, places, "amax")]
 
     def matrix(self, name: str) -> tuple[Tensor, Tensor]:
         """A token statistic as [N, L] and the mask that is True where there is a token."""
         values = self.tokens[name]
         order = torch.argsort(self.owner, stable=True)
-        owner = self.owner[order]
+        owner = self.response[order]
         counts = torch.bincount(owner, minlength=self.count)
         column = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner]
         width = int(counts.max()) if len(owner) else 0
@@ -113,8 +143,9 @@ class Leaves:
 def assemble(
     kind: str, batch: TermBatch, statistic: Tensor, lengths: Tensor, roles: dict[str, str] | None = None
 ) -> Any:
-    """A per-sequence statistic [N] as `kind`, by the batch's index tensors.
+    """A statistic of the sequences [N] as `kind`, by the batch's index tensors.
 
+    For statistics of tokens, `statistic` is [N, L] and `lengths` its mask, and so are what the kind holds of them.
     roles: which role stands for `response`; by default itself.
     """
 
@@ -142,33 +173,47 @@ def assemble(
         return kinds.Groups(
             torch.where(mask, statistic[safe], zero), torch.where(mask, lengths[safe], zero), value("score"), mask
         )
-    raise ConfigError(f"nothing makes {kind} from offline data")
+    if kind == "Tokens":
+        known = value("value") if "value" in batch.values else statistic.new_full((len(batch),), float("nan"))
+        return kinds.Tokens(statistic[i], lengths[i], known)
+    raise ConfigError(f"nothing is seen as {kind}")
 
 
-def derive(kind: str, batch: TermBatch) -> list[tuple[str, TermBatch]]:
-    """The batch seen as `kind`: chosen responses as demonstrations; chosen and rejected as good and bad points."""
+def per_token(values: np.ndarray, mask: Tensor, like: Tensor) -> Tensor:
+    """What the batch holds of each example [B], or of its trained tokens [B, n], as [B, L]; 0 outside of `mask`.
+
+    Raises:
+        ConfigError: tokens that are trained have no number.
+    """
+    found = torch.as_tensor(values, dtype=like.dtype, device=like.device)
+    if found.ndim == 1:
+        found = found[:, None].expand(mask.shape)
+    width = mask.shape[1]
+    found = torch.nn.functional.pad(found[:, :width], (0, max(0, width - found.shape[1])), value=float("nan"))
+    if bool(found[mask].isnan().any()):
+        raise ConfigError("a rollout has fewer advantages (or returns) than trained tokens")
+    return torch.where(mask, found, 0.0)
+
+
+def derive(kind: str, batch: TermBatch) -> TermBatch:
+    """The batch seen as `kind`: chosen responses as demonstrations; chosen, and behind them rejected, as good and bad
+    points."""
     if kind == batch.kind:
-        return [(kind, batch)]
-
-    def seen(role: str, value: float) -> TermBatch:
-        import numpy as np
-
-        return TermBatch(
-            kind,
-            {"response": batch.roles[role]},
-            {"value": np.full(len(batch), value)} if kind == "Points" else {},
-            batch.weight,
-            batch.records,
-            batch.sources,
-        )
-
-    if batch.kind == "Pairs" and kind == "Demos":
-        return [(kind, seen("chosen", 1.0))]
-    if batch.kind == "Pairs" and kind == "Points":
-        return [(kind, seen("chosen", 1.0)), (kind, seen("rejected", 0.0))]
-    if batch.kind == "Demos" and kind == "Points":
-        return [(kind, seen("response", 1.0))]
-    raise ConfigError(f"{batch.kind} cannot be seen as {kind}")
+        return batch
+    roles = {("Pairs", "Demos"): ("chosen",), ("Pairs", "Points"): ("chosen", "rejected"), ("Demos", "Points"): (
+        "response",)}.get((batch.kind, kind))  # fmt: skip
+    if roles is None:
+        raise ConfigError(f"{batch.kind} cannot be seen as {kind}")
+    copies = len(roles)
+    values = [np.full(len(batch), float(role != "rejected")) for role in roles]
+    return TermBatch(
+        kind,
+        {"response": np.concatenate([batch.roles[role] for role in roles])},
+        {"value": np.concatenate(values)} if kind == "Points" else {},
+        np.tile(batch.weight, copies),
+        np.tile(batch.records, copies),
+        batch.sources * copies,
+    )
 
 
 def _needs_of(function: Callable[..., Any]) -> tuple[str, ...]:
@@ -184,10 +229,21 @@ def _call(
     lengths = leaves.lengths()
     mean = (term.length or row.length) == "mean"
     kind = row.feeds_on
+    by_token = kind in ("Tokens", "Rollouts")
 
     def sequence(name: str, role: dict[str, str] | None = None) -> Any:
+        if by_token:
+            return matrix(name)
         total = leaves.sums(name)
         return assemble(kind, batch, total / lengths.clamp(min=1) if mean else total, lengths, role)
+
+    def matrix(name: str) -> Any:
+        values, mask = leaves.matrix(name)
+        return assemble("Tokens" if by_token else kind, batch, values, mask)
+
+    def rollouts() -> kinds.Rollouts:
+        now, old = matrix("logp"), matrix("old_logp")
+        return kinds.Rollouts(now.logp, old.logp, per_token(batch.values["advantage"], now.mask, now.logp), now.mask)
 
     def need(name: str) -> Any:
         if name == "noise":
@@ -196,10 +252,6 @@ def _call(
             )
         if name in extra:
             return extra[name]
-        if name == "ref":
-            return sequence("ref_logp")
-        if name in ("mismatched", "ref_mismatched"):
-            return sequence("logp" if name == "mismatched" else "ref_logp", {"response": "mismatched"})
         if name == "log_z":
             zero = torch.zeros(len(batch), dtype=lengths.dtype, device=lengths.device)
             if term.log_z == "head":
@@ -207,18 +259,29 @@ def _call(
                 return leaves.sequences["head:log_z"][index]
             return zero if term.log_z == "one" else zero + float(term.log_z)
         if name in ("score", "hidden"):
-            return assemble(kind, batch, leaves.sequences["head:score" if name == "score" else name], lengths)
-        if name in ("value", "mask"):
-            return assemble(kind, batch, *leaves.matrix(f"head:{name}"))
-        if name in ("entropy", "kl"):
-            return sequence(name)
-        if name in ("tokens", "ref_tokens", "kl_tokens"):
-            return assemble(kind, batch, *leaves.matrix({"tokens": "logp", "ref_tokens": "ref_logp"}.get(name, "kl")))
+            return assemble(kind, batch, leaves.last("head:score" if name == "score" else name), lengths)
+        if name in ("returns", "old_value"):
+            now = matrix("logp")
+            return per_token(batch.values[name], now.mask, now.logp)
+        stem = name.removesuffix("_mismatched")
+        if stem in ("value", "mask"):
+            return matrix(f"head:{stem}")
+        if stem in ("tokens", "kl_tokens") or stem.endswith(("ref_tokens", "old_tokens")):
+            found = stem.removesuffix("tokens").rstrip("_")
+            return matrix(found if found == "kl" else f"{found}_logp".lstrip("_"))
+        if stem in ("entropy", "kl"):
+            return sequence(stem)
+        if stem in ("mismatched", "old") or table.reference_named(stem):
+            if "mismatched" not in name:
+                return sequence(f"{stem}_logp")
+            return sequence("logp" if stem == "mismatched" else f"{stem}_logp", {"response": "mismatched"}).map(
+                Tensor.detach
+            )
         raise ConfigError(f"objective {row.name!r} needs {name!r} ({table.NEEDS.get(name, 'unknown')}), not available")
 
     arguments = [need(name) for name in _needs_of(function)]
     known = {k: v for k, v in options.items() if k in inspect.signature(function).parameters}
-    return function(sequence("logp"), *arguments, **known)
+    return function(rollouts() if kind == "Rollouts" else sequence("logp"), *arguments, **known)
 
 
 def statistics(
@@ -231,7 +294,8 @@ def statistics(
         if function is None:
             continue
         part = str(number)  # the same row may stand in a sum twice, with other options
-        out = _call(function, row, term, batch, leaves, options, {**extra, "state": state.get(part)})
+        seen = derive(row.feeds_on, batch)
+        out = _call(function, row, term, seen, leaves, options, {**extra, "state": state.get(part)})
         if "state" in row.stats_needs:
             out, state[part] = out
         found[part] = out
@@ -240,53 +304,77 @@ def statistics(
 
 @dataclass
 class Outcome:
-    """loss [B] float64, before weights and divisor; rewards: beta x log-ratio of each role, [B]."""
+    """loss [B] float64, before weights and divisor; rewards [B] of each role: beta x log-ratio, or the score of a head;
+    orders: name -> (right, all) over the pairs of groups."""
 
     loss: Tensor
     logps: dict[str, Tensor]
     rewards: dict[str, Tensor]
     lengths: dict[str, Tensor]
+    orders: dict[str, tuple[float, float]]
 
 
 def evaluate(term: Term, batch: TermBatch, leaves: Leaves, stats: dict[str, Any], extra: dict[str, Any]) -> Outcome:
     """The term's unreduced loss on the examples of `batch`, and what there is to measure."""
-    loss = torch.zeros(len(batch), dtype=torch.float64, device=leaves.owner.device)
-    loss = loss.to(leaves.tokens["logp"].dtype)
+    loss = torch.zeros(len(batch), dtype=leaves.tokens["logp"].dtype, device=leaves.owner.device)
     for number, (row, weight, options) in enumerate(term.parts):
-        function = table.function(row.name)
         known = {**extra, "stats": stats.get(str(number))}
-        for _, seen in derive(row.feeds_on, batch):
-            loss = loss + weight * _call(function, row, term, seen, leaves, options, known)
+        seen = derive(row.feeds_on, batch)
+        part = _call(table.function(row.name), row, term, seen, leaves, options, known)
+        loss = loss + weight * part.view(-1, len(batch)).sum(0)  # an example seen as two has the loss of both
     with torch.no_grad():
-        total, lengths = leaves.sums("logp"), leaves.lengths()
-        reference = leaves.sums("ref_logp") if "ref_logp" in leaves.tokens else None
+        total, lengths, reward = leaves.sums("logp"), leaves.lengths(), rewards_of(term, leaves)
         names = [r for r in batch.roles if r != "mismatched" and batch.roles[r].ndim == 1]
         index = {r: torch.as_tensor(batch.roles[r], device=total.device) for r in names}
-        logps = {r: total[i] for r, i in index.items()}
-        rewards = {}
-        if reference is not None and term.needs_reference:
-            for r, i in index.items():
-                ratio = total[i] - reference[i]
-                if any((term.length or row.length) == "mean" for row, _, _ in term.parts if "ref" in row.needs):
-                    ratio = ratio / lengths[i].clamp(min=1)
-                rewards[r] = reward_scale(term, r) * ratio
-    return Outcome(loss, logps, rewards, {r: lengths[i] for r, i in index.items()})
+        rewards = {r: reward_scale(term, r) * reward[i] for r, i in index.items()} if reward is not None else {}
+        orders = {}
+        if batch.kind == "Groups":
+            for name, values in (("accuracies/ranking", total), ("rewards/accuracies", reward)):
+                if values is not None:
+                    orders[name] = right_order(assemble("Groups", batch, values, lengths))
+    return Outcome(
+        loss, {r: total[i] for r, i in index.items()}, rewards, {r: lengths[i] for r, i in index.items()}, orders
+    )
+
+
+def rewards_of(term: Term, leaves: Leaves) -> Tensor | None:
+    """What the term takes for a response's reward [N], before `reward_scale`: the score of a head, or the log-ratio."""
+    if "score" in term.needs:
+        score = leaves.last("head:score")
+        return score if score.ndim == 1 else None
+    if "ref" not in term.references or "ref_logp" not in leaves.tokens:
+        return None
+    ratio = leaves.sums("logp") - leaves.sums("ref_logp")
+    by_mean = any((term.length or row.length) == "mean" for row, _, _ in term.parts if "ref" in row.references)
+    return ratio / leaves.lengths().clamp(min=1) if by_mean else ratio
 
 
 def reward_scale(term: Term, role: str) -> float:
     """beta of the first part that has a reference: what turns a log-ratio into an implicit reward."""
     for row, _, options in term.parts:
-        if "ref" in row.needs:
+        if "ref" in row.references and "score" not in row.needs:
             for name in (f"beta_{role}", "beta"):
                 if name in options:
                     return float(options[name])
     return 1.0
 
 
-def measure(term: Term, batch: TermBatch, outcome: Outcome, unit_count: float) -> dict[str, tuple[float, float]]:
-    """Metrics as (sum, count), under TRL's names: `rewards/chosen`, `logps/rejected`, `rewards/accuracies`, ..."""
+def right_order(groups: kinds.Groups) -> tuple[float, float]:
+    """(how many, of how many) pairs of differently scored responses of a group have their log-probs in that order."""
+    better = groups.score[:, :, None] > groups.score[:, None, :]
+    better &= groups.mask[:, :, None] & groups.mask[:, None, :]
+    right = better & (groups.logp[:, :, None] > groups.logp[:, None, :])
+    return float(right.sum()), float(better.sum())
+
+
+Metrics = dict[str, tuple[float, float]]  # name -> (sum, count): a metric travels with its reduction; count 0: a sum
+
+
+def measure(term: Term, batch: TermBatch, outcome: Outcome, unit_count: float) -> Metrics:
+    """What there is to say of these examples, under TRL's names: `rewards/chosen`, `logps/rejected`, ..."""
     weight = torch.as_tensor(batch.weight, device=outcome.loss.device)
-    found: dict[str, tuple[float, float]] = {"loss": (float((weight * outcome.loss.detach()).sum()), unit_count)}
+    found: Metrics = {"loss": (float((weight * outcome.loss.detach()).sum()), unit_count)}
+    found |= {name: (right, of) for name, (right, of) in outcome.orders.items() if of}
 
     def put(name: str, values: Tensor) -> None:
         if len(values):
@@ -302,7 +390,7 @@ def measure(term: Term, batch: TermBatch, outcome: Outcome, unit_count: float) -
             put("rewards/margins", chosen - rejected)
             put("rewards/accuracies", (chosen > rejected).double())
         put("accuracies/ranking", (outcome.logps["chosen"] > outcome.logps["rejected"]).double())
-    elif batch.kind == "Points":
+    elif batch.kind in ("Points", "Tokens"):
         good = torch.as_tensor(batch.values["value"] >= 0.5, device=outcome.loss.device)
         for name, which in (("chosen", good), ("rejected", ~good)):
             put(f"logps/{name}", outcome.logps["response"][which])
@@ -315,3 +403,15 @@ def measure(term: Term, batch: TermBatch, outcome: Outcome, unit_count: float) -
             float(outcome.lengths["response"].sum()),
         )
     return found
+
+
+def add_metrics(into: Metrics, other: Metrics) -> None:
+    """Adds sums and counts."""
+    for name, (value, count) in other.items():
+        have = into.get(name, (0.0, 0.0))
+        into[name] = (have[0] + value, have[1] + count)
+
+
+def reduced(metrics: Metrics) -> dict[str, float]:
+    """Each metric's value: sum / count, or the sum itself where it was divided already."""
+    return {name: value if count == 0 else value / count for name, (value, count) in metrics.items()}

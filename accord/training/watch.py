@@ -47,7 +47,16 @@ class Console(Quiet):
     @contextlib.contextmanager
     def task(self, what: str) -> Iterator[Callable[[int, int], None]]:
         if not self.out.is_terminal:
-            yield lambda done, of: None
+            began = last = time.monotonic()
+
+            def line(done: int, of: int) -> None:
+                nonlocal last
+                now = time.monotonic()
+                if now - last > 10:
+                    last = now
+                    self.note(f"{what}: {done:,} of {of:,}  {clock((now - began) / max(done, 1) * (of - done))} left")
+
+            yield line
             return
         with Progress(TextColumn(what), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
                       TimeRemainingColumn(), console=self.out, transient=True) as bar:  # fmt: skip

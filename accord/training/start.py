@@ -1,0 +1,169 @@
+"""Compared with which policies does a run train, and does it start where it must?"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from accord.data.batches import Batch
+from accord.engine import models
+from accord.engine.logprobs import Scorer
+from accord.engine.reference import Reference
+from accord.errors import ConfigError, nearest
+from accord.training.parallel import Processes
+from accord.training.step import Step, TrainingError
+from accord.training.terms import Term, reduced, reward_scale
+
+
+def references_of(
+    asked: str | Mapping[str, str],
+    mode: Literal["cached", "live"],
+    cache: str | None,
+    policy: models.Policy,
+    terms: Mapping[str, Term],
+    processes: Processes,
+    *,
+    fresh: bool,
+    model: Any,
+    load: dict[str, Any],
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Reference]:
+    """The references that the terms compare with, by name, each with its identity; empty if there is no such term.
+
+    Args:
+        asked: what `ref` is, or what each name is: `start`, a folder or a run.
+        fresh: the policy is still as the run starts.
+        model, load: where the run's model comes from, and how it was loaded.
+        say: is told what a divergence over the vocabulary costs.
+
+    Raises:
+        ConfigError: a reference that is needed has no name, one that is named is not needed, or it has no identity.
+    """
+    over_vocabulary = any(t.over_vocabulary for t in terms.values())
+    needed = {r for t in terms.values() for r in t.references} | ({"ref"} if over_vocabulary else set())
+    named = dict(asked) if isinstance(asked, Mapping) else {"ref": asked} if "ref" in needed or not needed else {}
+    for name in sorted(named.keys() - needed if isinstance(asked, Mapping) else ()):
+        raise ConfigError(f"reference: no objective here compares with {name!r}; {nearest(name, needed)}")
+    for name in sorted(needed - named.keys()):
+        raise ConfigError(f"reference: the objective compares with {name!r} too; write reference: {{{name}: PATH}}")
+    found = {}
+    for name in sorted(needed):
+        own = mode
+        if name == "ref" and over_vocabulary and mode == "cached":
+            own = "live"
+            apart = policy.lora is None or named[name] != "start"
+            size = sum(p.numel() * p.element_size() for p in policy.model.parameters()) / 2**30
+            say(
+                "the divergence over the whole vocabulary needs the reference beside the policy: one more forward "
+                "pass at every step" + (f", and {size:.1f} GiB for its weights" if apart else "")
+            )
+        found[name] = _reference(named[name], own, cache, policy, processes, fresh=fresh, model=model, load=load)
+    return found
+
+
+def _reference(
+    asked: str, mode: Literal["cached", "live"], cache: str | None, policy: models.Policy, processes: Processes,
+    *, fresh: bool, model: Any, load: dict[str, Any],
+) -> Reference:  # fmt: skip
+    start = asked == "start"
+    name = "start of run" if start else str(asked)
+    if not start and not isinstance(models.resolve(asked), Path):
+        raise ConfigError(f"reference={asked!r}: give a folder or a run, whose weights have an identity, or start")
+
+    @contextlib.contextmanager
+    def itself() -> Iterator[Scorer]:
+        yield policy.scorer
+
+    @contextlib.contextmanager
+    def adapters_off() -> Iterator[Scorer]:
+        with policy.model.disable_adapter():
+            yield policy.scorer
+
+    held: list[Scorer] = []
+
+    @contextlib.contextmanager
+    def apart() -> Iterator[Scorer]:
+        """The reference as a model of its own; a live one is loaded once."""
+        if held:
+            yield held[0]
+            return
+        scorer = models.load(model if start else asked, **load).scorer.requires_grad_(False)
+        if mode == "live":
+            held.append(scorer)
+        yield scorer
+
+    opened: Callable[[], contextlib.AbstractContextManager[Scorer]] = apart
+    if start and policy.lora is not None:
+        opened, name = adapters_off, "adapters off"
+    elif start and fresh and mode == "cached":
+        opened = itself
+    elif start and not isinstance(model, (str, Path)):
+        held.append(copy.deepcopy(policy.scorer).requires_grad_(False))
+    return Reference(
+        name,
+        policy.start if start else models.content_key(models.resolve(asked)),
+        opened,
+        policy.scorer.compute,
+        Path(cache) if cache else models.cache_root() / "reference",
+        mode,
+        processes.rank,
+        processes.world,
+        processes.gather,
+    )
+
+
+def check_start(step: Step, batch: Batch, policy: models.Policy) -> dict[str, float]:
+    """Before the first update: implicit rewards and loss where they must be.
+
+    If every reference is the policy itself, every log-ratio must be 0 within `models.TOLERANCE` (scaled by the root of
+    the length), and a single objective's loss its known value.
+
+    Raises:
+        TrainingError: it is not so; the message says what was measured.
+    """
+    seen = step.evaluate(batch)
+    values = reduced(seen.metrics)
+    if any(ref.key != policy.start for ref in step.references.values()):
+        return values
+    for example in seen.examples:
+        term = step.terms[example.term]
+        for role, reward in example.rewards.items() if "score" not in term.needs else ():
+            ratio = reward / reward_scale(term, role)
+            allowed = models.TOLERANCE[step.scorer.compute] * max(1.0, math.sqrt(example.lengths[role] / 100))
+            if abs(ratio) > allowed:
+                raise TrainingError(
+                    f"policy and reference are the same weights ({policy.start[:8]}), yet at step 0 the log-ratio of "
+                    f"record {example.record} ({role}) is {ratio:.3g} nats, more than {allowed:.2g}. "
+                    "Remove the reference cache, or train with precision: fp32"
+                )
+    for name, term in step.terms.items():
+        known = known_start(term, batch)
+        if known is not None:
+            losses = [e.loss for e in seen.examples if e.term == name]
+            mean = sum(losses) / len(losses)
+            slack = (0.02 if step.scorer.compute == torch.float32 else 0.2) * max(1.0, abs(known))
+            if abs(mean - known) > slack:
+                raise TrainingError(
+                    f"the loss of {name} at policy = reference is {mean:.4f}, but it must be {known:.4f}"
+                )
+            values[f"{name}/expected_loss"] = known
+    return values
+
+
+def known_start(term: Term, batch: Batch) -> float | None:
+    """The value of a term of one row at policy = reference, averaged over the batch; None if it has none."""
+    row, _, options = term.parts[0]
+    if len(term.parts) > 1 or row.init is None or term.name not in batch.terms or term.log_z != "one":
+        return None
+    examples = batch.terms[term.name]
+    names = {**options, "log": np.log, "exp": np.exp, **examples.values}
+    if "responses" in examples.roles:
+        names["K"] = (examples.roles["responses"] >= 0).sum(1)
+    return float(np.mean(eval(row.init, {"__builtins__": {}}, names)))  # our own rows' expressions
