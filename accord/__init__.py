@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
-__all__ = ["Judgement", "Message", "Record", "Response", "answer", "load", "train"]
+__all__ = ["Judgement", "Message", "Record", "Response", "answer", "load", "sweep", "train"]
 
 if TYPE_CHECKING:
     from accord.data.records import Judgement, Message, Record, Response
     from accord.engine.models import load
     from accord.sampling.local import answer
+    from accord.sweeps import sweep
     from accord.training.run import train
 
 _HOMES = {
     "train": "accord.training.run",
+    "sweep": "accord.sweeps",
     "load": "accord.engine.models",
     "answer": "accord.sampling.local",
     "Record": "accord.data.records",

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, Optional
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from accord import config
 from accord.errors import AccordError, ConfigError
 from accord.objectives import table
 
+LEARN, MODELS, LOOK = "Data and training", "Models", "Look things up"
+
+
+class _Grouped(TyperGroup):
+    """Commands under the heading of their `rich_help_panel`, without the time that rich takes to import."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[Any]] = {}
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            panel = getattr(command, "rich_help_panel", None)
+            panels.setdefault(panel if isinstance(panel, str) else LEARN, []).append((name, command))
+        width = max(len(name) for rows in panels.values() for name, _ in rows)
+        for panel, rows in sorted(panels.items(), key=lambda p: (LEARN, MODELS, LOOK).index(p[0])):
+            with formatter.section(panel):
+                formatter.write_dl(
+                    [(f"{n:<{width}}", c.get_short_help_str(formatter.width - width - 6)) for n, c in rows]
+                )
+
+
 app = typer.Typer(
-    add_completion=False,
+    cls=_Grouped,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -38,6 +61,67 @@ class _Train(TyperCommand):
         with formatter.section("Options of the objective"):
             formatter.write_text("--beta 0.2 and such: see `accord objectives NAME`.")
         super().format_options(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        return [*super().shell_complete(ctx, incomplete), *map(_item, _words_of_train(list(ctx.args), incomplete))]
+
+
+def _item(word: str) -> Any:
+    """What a shell is offered; typer's own class for it is private."""
+    return SimpleNamespace(value=word, help="", type="plain")
+
+
+def _words_of_train(before: list[str], incomplete: str) -> Iterator[str]:
+    """`--key`, `key=`, and the values that a key may have. Some shells part `key=value` into three words."""
+    names = [n for n in config.settings() if n not in config.PYTHON_ONLY]
+    names += sorted({o for r in table.rows().values() for o in r.options} - set(names))
+    key, equals, start = incomplete.partition("=")
+    if equals:
+        front = f"{key}="
+    else:
+        front, start = "", incomplete
+        last = [w for w in before if w != "="][-1:]
+        parted = before[-1:] == ["="] or (last and last[0] in names)
+        key = last[0] if last and (parted or last[0].startswith("--")) else ""
+    known = [front + v for v in _values(key.lstrip("-").replace("-", "_")) if v.startswith(start)] if key else []
+    dashed = incomplete.startswith("-")
+    offered = [f"--{n.replace('_', '-')}" if dashed else f"{n}=" for n in names]
+    yield from known or (w for w in offered if not equals and not key and w.startswith(incomplete))
+
+
+def _values(key: str) -> list[str]:
+    """What may stand behind a setting, as far as it can be listed."""
+    if key == "objective":
+        return list(table.rows())
+    if key in ("data", "eval_data"):
+        from accord.data import sources
+
+        return [*sources.bundled(), *_files("*.jsonl"), *_files("*.parquet")]
+    if key in ("model", "reference"):
+        return ["smollm2", *_runs("")]
+    if key == "trackers":
+        from accord.sinks import TRACKERS
+
+        return list(TRACKERS)
+    known = config.settings().get(key)
+    return re.findall(r"'(\w+)'", known.annotation) if known else []
+
+
+def _files(pattern: str) -> list[str]:
+    return sorted(p.name for p in Path().glob(pattern))
+
+
+def _runs(incomplete: str) -> list[str]:
+    """Run folders, here and in runs/."""
+    found = [p.parent for p in (*Path().glob("*/config.yaml"), *Path("runs").glob("*/config.yaml"))]
+    return sorted(str(p) for p in found if str(p).startswith(incomplete))
+
+
+def _objective_names(incomplete: str) -> list[str]:
+    return [n for n in table.rows() if n.startswith(incomplete)]
+
+
+RunName = Annotated[str, typer.Argument(help="A run, folder, hub name or smollm2.", autocompletion=_runs)]
 
 
 def _setting(s: config.Setting) -> tuple[str, str]:
@@ -69,7 +153,10 @@ def train(context: typer.Context) -> None:
                 typer.echo(f"{path.parent} is finished; it is repeated in {given['output']}")
     else:
         given = config.parse(words)
-    checked = config.check(_merged(values, given))
+    given, varied = config.several(given)
+    if varied:
+        raise typer.Exit(_sweep(config.merged(values, given), varied))
+    checked = config.check(config.merged(values, given))
     _quiet_libraries()
     from accord.training import parallel
     from accord.training.run import train as run
@@ -82,12 +169,34 @@ def train(context: typer.Context) -> None:
         raise typer.Exit(130)
 
 
-def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    both = {**old, **new}
-    for key in old.keys() & new.keys():
-        if isinstance(old[key], dict) and isinstance(new[key], dict) and key != "objective":
-            both[key] = {**old[key], **new[key]}
-    return both
+def _sweep(values: dict[str, Any], varied: dict[str, list[Any]]) -> int:
+    """Every combination in a folder of its own, then a table; the exit status."""
+    import itertools
+
+    output = values.pop("output", None) or _next_to(Path("runs/sweep-0"))
+    for combination in itertools.product(*varied.values()):
+        config.check(config.merged(values, config.nested(dict(zip(varied, combination, strict=True)))))
+    _quiet_libraries()
+    from rich.console import Console
+    from rich.table import Table
+
+    from accord.sweeps import SHOWN, sweep
+    from accord.training import parallel
+
+    try:
+        rows = sweep(varied, output=output, **config.check(values))
+    finally:
+        parallel.stop()
+    names = [n for n in SHOWN if any(n in row for row in rows)]
+    table_ = Table(*varied, *(n.removeprefix("eval_") for n in names), "finished", box=None, header_style="bold")
+    for row in rows:
+        numbers = [f"{row[n]:.4g}" if n in row else "" for n in names]
+        table_.add_row(*(str(row[v]) for v in varied), *numbers, row.get("error") or row["finished"])
+    wide = Console()
+    (wide if wide.is_terminal else Console(width=160)).print(table_)
+    typer.echo(f"{len(rows)} runs in {output}; sweep.json holds these numbers")
+    ended = {row["finished"] for row in rows}
+    return 130 if "interrupted" in ended else 1 if "failed" in ended else 0
 
 
 def _is_own_config(path: Path, values: dict[str, Any]) -> bool:
@@ -119,8 +228,10 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
 
 
-@app.command(help="List the objectives, or print one: equation, options, source.")
-def objectives(name: Annotated[Optional[str], typer.Argument()] = None, as_json: AsJson = False) -> None:  # noqa: UP045
+@app.command(help="List the objectives, or print one: equation, options, source.", rich_help_panel=LOOK)
+def objectives(
+    name: Annotated[str | None, typer.Argument(autocompletion=_objective_names)] = None, as_json: AsJson = False
+) -> None:
     rows = [table.find(name)] if name else list(table.rows().values())
     if as_json:
         listed = [
@@ -150,7 +261,7 @@ def _objective_page(r: table.Row) -> str:
     return f"{r.name}  ({paper})\n{facts}{also}\n\n{r.help.strip()}\n\nOptions\n{options}"
 
 
-@app.command(help="Answers of a model to prompts, as records.")
+@app.command(help="Answers of a model to prompts, as records.", rich_help_panel=MODELS)
 def sample(
     model: Annotated[str, typer.Option(help="A run, folder, hub name or smollm2.")],
     prompts: Annotated[str, typer.Option(help="A file of records, prompts, or one prompt a line (.txt).")],
@@ -186,7 +297,7 @@ def sample(
         raise AccordError(f"{prompts} holds no prompt")
     _quiet_libraries()
     policy = models.load(model, device=device, precision=precision)  # type: ignore[arg-type]
-    chat = Chat(policy.tokenizer, max_length=max_length)
+    chat = Chat(policy.tokenizer, max_length=max_length, stop_ids=policy.ends)
     with (Quiet() if as_json else Console()).task("sampling") as advance:
         answers = answer(
             policy, chat, asked, samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
@@ -268,8 +379,113 @@ def quickstart(
     run(output=output, seed=seed, precision=precision, overwrite=overwrite)  # type: ignore[arg-type]
 
 
-@app.command(help="Write report.html of runs again from their folders.")
-def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")]) -> None:
+@app.command(help="Talk to a model or run.", rich_help_panel=MODELS)
+def chat(
+    run: RunName,
+    system: Annotated[Optional[str], typer.Option(help="A system message.")] = None,  # noqa: UP045
+    max_new_tokens: Annotated[int, typer.Option(help="An answer is cut off here.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this share.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same words with the same seed get the same answers.")] = 0,
+    max_length: Annotated[int, typer.Option(help="Longest dialogue in tokens; the oldest turns are cut.")] = 4096,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+) -> None:
+    _quiet_libraries()
+    from accord.data.chat import Chat
+    from accord.engine import models
+    from accord.sampling.talk import COMMANDS, Talk
+
+    policy = models.load(run, device=device, precision=precision)  # type: ignore[arg-type]
+    chat = Chat(policy.tokenizer, max_length=max_length, stop_ids=policy.ends)
+    talk = Talk(policy, chat, system, max_new_tokens, temperature, top_p, seed)
+    if sys.stdin.isatty():
+        typer.echo(f"{run}: type, or {', '.join(COMMANDS)}; Ctrl-C stops an answer, Ctrl-D ends", err=True)
+
+    def note(text: str) -> None:
+        typer.echo(text, err=True)
+
+    talk.converse(_typed(), lambda text: typer.echo(text, nl=False), note)
+
+
+def _typed() -> Iterator[str]:
+    """Lines of a person, or of a pipe."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    from rich.console import Console as Terminal
+
+    terminal = Terminal()
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            yield terminal.input("[bold]> [/bold]")
+
+
+@app.command(help="A run as a plain model folder, adapters merged; as GGUF, too.", rich_help_panel=MODELS)
+def export(
+    run: RunName,
+    output: Annotated[Path, typer.Option(help="The folder to write.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Add an adapter to its base.")] = False,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    gguf: Annotated[bool, typer.Option("--gguf", help="Write a GGUF file too, with llama.cpp's converter.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Let the model run its own code.")] = False,
+) -> None:
+    _quiet_libraries()
+    from accord.engine.export import export as write
+
+    made = write(
+        run, output, merge=merge, dtype=dtype, gguf=gguf, overwrite=overwrite, trust_remote_code=trust_remote_code,  # type: ignore[arg-type]
+        say=lambda text: typer.echo(text, err=True),
+    )  # fmt: skip
+    typer.echo(made)
+
+
+@app.command("convert-config", help="Settings of TRL, LLaMA-Factory or axolotl as a file for train.")
+def convert_config(
+    file: Path,
+    toolkit: Annotated[
+        str | None, typer.Option("--from", help="trl, llamafactory or axolotl; told by the keys.")
+    ] = None,
+    trainer: Annotated[Optional[str], typer.Option(help="sft, dpo, kto, ...: where TRL's keys do not say it.")] = None,  # noqa: UP045
+    output: Annotated[Optional[Path], typer.Option(help="Write it here, not to the screen.")] = None,  # noqa: UP045
+) -> None:
+    from accord import migrate
+
+    made = migrate.convert(config.read(file), toolkit, trainer, file.parent)
+    if output is None:
+        typer.echo(made, nl=False)
+        return
+    if output.exists():
+        raise ConfigError(f"{output} is there already; choose another name")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(made, encoding="utf-8")
+    gone = made.partition("# Without a counterpart:")[2].count("\n# ")
+    typer.echo(f"{output}: read its comments; {gone} keys have no counterpart")
+
+
+@app.command(help="Whether this machine is ready: versions, processor, GPUs, memory, and a test.", rich_help_panel=LOOK)
+def doctor(as_json: AsJson = False) -> None:
+    _quiet_libraries()
+    from accord.doctor import examine
+
+    lines = []
+    for line in examine():
+        lines.append(line)
+        if not as_json:
+            typer.echo(
+                f"{line.status:<5} {line.name}: {line.says}" + (f"\n      -> {line.remedy}" if line.remedy else "")
+            )
+    if as_json:
+        typer.echo(json.dumps([vars(line) for line in lines], indent=2))
+    if any(line.status == "fail" for line in lines):
+        raise typer.Exit(1)
+
+
+@app.command(help="Write report.html of runs again from their folders.", rich_help_panel=LOOK)
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.", autocompletion=_runs)],
+) -> None:
     from accord.report.render import write_report
 
     for run in runs:

@@ -12,6 +12,7 @@ import builtins
 import functools
 import re
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,56 @@ def check(given: dict[str, Any]) -> dict[str, Any]:
         why = [e["msg"][0].lower() + e["msg"][1:] for e in error.errors() if e["loc"][0] == name]
         raise ConfigError(f"{name}={given.get(name)!r}: {', or '.join(why)}") from None
     return checked.model_dump(include=set(given))
+
+
+NOT_SWEPT = {"data", "eval_data", "model", "output", "reference", "reference_cache", "chat_template", "trackers"}
+
+
+def several(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """What was typed, without the settings that were given several values, and these.
+
+    >>> several({"beta": "0.05,0.1", "max_steps": 9, "lora": {"rank": "8,16"}})
+    ({'max_steps': 9, 'lora': {}}, {'beta': [0.05, 0.1], 'lora.rank': [8, 16]})
+    """
+    left: dict[str, Any] = {}
+    values: dict[str, list[Any]] = {}
+    for key, value in given.items():
+        if isinstance(value, dict):
+            left[key], inner = several(value)
+            values |= {f"{key}.{name}": v for name, v in inner.items()}
+        elif isinstance(value, str) and "," in value and key not in NOT_SWEPT:
+            values[key] = [_yaml(part) for part in value.split(",") if part]
+        else:
+            left[key] = value
+    return left, values
+
+
+def nested(own: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    >>> nested({"beta": 0.1, "lora.rank": 8})
+    {'beta': 0.1, 'lora': {'rank': 8}}
+    """
+    found: dict[str, Any] = {}
+    for name, value in own.items():
+        head, _, rest = name.partition(".")
+        if rest:
+            found.setdefault(head, {})[rest] = value
+        else:
+            found[head] = value
+    return found
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others over them; maps are merged, but for an objective.
+
+    >>> merged({"beta": 1, "lora": {"rank": 8}}, {"lora": {"alpha": 4}})
+    {'beta': 1, 'lora': {'rank': 8, 'alpha': 4}}
+    """
+    both = {**old, **new}
+    for key in old.keys() & new.keys():
+        if isinstance(old[key], dict) and isinstance(new[key], dict) and key != "objective":
+            both[key] = {**old[key], **new[key]}
+    return both
 
 
 def read(path: Path) -> dict[str, Any]:

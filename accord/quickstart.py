@@ -76,7 +76,7 @@ def quickstart(
         policy = models.load("smollm2", precision=precision)
     asked = held_out()
     prompts = [Record(prompt=p, source="slogans") for p, _ in asked]
-    chat = Chat(policy.tokenizer, max_length=256)
+    chat = Chat(policy.tokenizer, max_length=256, stop_ids=policy.ends)
 
     def sampled(who: models.Policy) -> list[list[str]]:
         found = answer(

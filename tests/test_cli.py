@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -417,3 +419,110 @@ def test_the_command_itself():
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr == "accord: no objective is called 'dop'; did you mean 'dpo'?\n"
+
+
+# -- habits of the field ----------------------------------------------------------------------------------------------
+
+
+def test_help_shows_commands_in_groups(accord):
+    code, out, _ = accord("--help")
+    assert code == 0
+    for panel, names in (
+        ("Data and training", ["train", "data"]),
+        ("Models", ["chat", "export"]),
+        ("Look things up", ["doctor"]),
+    ):
+        part = out.partition(f"{panel}:")[2].partition("\n\n")[0]
+        assert [n for n in names if f"\n  {n} " not in part] == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("tr", ["train"]),
+        ("train max_s", ["max_steps="]),
+        ("train --max-s", ["--max-steps"]),
+        ("train max_steps=5 label_s", ["label_smoothing="]),
+        ("train --objective kt", ["kto"]),
+        ("train objective=simp", ["objective=simpo"]),  # shells that leave a word whole
+        ("train objective = simp", ["simpo"]),  # those that part it
+        ("train schedule =", ["cosine", "linear", "constant"]),
+        ("train data = slogans", ["slogans"]),
+        ("train model = ru", ["runs/dpo-7"]),
+        ("train trackers = mlf", ["mlflow"]),
+        ("objectives simp", ["simpo"]),
+        ("report runs/", ["runs/dpo-7"]),
+        ("chat runs/", ["runs/dpo-7"]),
+        ("export runs/dpo-7 --dt", ["--dtype"]),
+    ],
+)
+def test_the_shell_completes(typed, offered, tmp_path, monkeypatch):
+    folder = tmp_path / "runs" / "dpo-7"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    words = f"accord {typed}"
+    asked = {"_ACCORD_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    code = (
+        "import sys\nfrom accord.cli import main\nsys.argv = ['accord']\ntry:\n    main()\nfinally:\n"
+        "    assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+    )
+    path = os.pathsep.join([str(Path(cli.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | asked | {"PYTHONPATH": path}, capture_output=True, text=True,
+        cwd=tmp_path, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.split() == offered, done.stderr
+
+
+def test_chat_answers_the_lines_of_a_pipe(accord, model_folder, monkeypatch):
+    lines = "hello fox\n\n/save chat.jsonl\n/what\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    words = ["chat", model_folder, "--max-new-tokens", 5, "--seed", 3, "--system", "be brief", "--device", "cpu"]
+    code, out, err = accord(*words)
+    assert code == 0
+    (record,) = [Record.from_json(line) for line in Path("chat.jsonl").read_text().splitlines()]
+    assert [m.role for m in record.messages] == ["system", "user"]
+    assert out.strip() == record.responses[0].text
+    assert (
+        err == "1 answers added to chat.jsonl\n/what is no command; there are /reset, /system TEXT, /save FILE, /quit\n"
+    )
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello fox\n"))
+    assert accord(*words)[1] == out
+    code, _, err = accord("chat", "./nope")
+    assert code == 2
+    assert "there is no such folder" in err
+
+
+def test_export_writes_a_folder_that_samples_alike(accord, finished, data):
+    code, out, _ = accord("export", finished, "--output", "whole/model")
+    assert (code, out) == (0, "whole/model\n")
+    words = ["--prompts", data / "prompts.txt", "--max-new-tokens", 4, "--device", "cpu", "--precision", "fp32"]
+    answers = [accord("sample", "--model", m, *words)[1] for m in (finished, "whole/model")]
+    assert answers[0] == answers[1] != ""
+    code, _, err = accord("export", finished, "--output", "whole/model")
+    assert code == 2
+    assert "whole/model holds something" in err
+
+
+def test_settings_of_another_toolkit_train(accord, model_folder, data):
+    theirs = {
+        "model_name_or_path": str(model_folder), "dataset_name": str(data / "pairs.jsonl"), "loss_type": "sigmoid",
+        "beta": 0.2, "per_device_train_batch_size": 4, "max_steps": 2, "output_dir": "run", "logging_steps": 5,
+    }  # fmt: skip
+    Path("theirs.yaml").write_text(yaml.safe_dump(theirs))
+    code, out, _ = accord("convert-config", "theirs.yaml", "--output", "ours/dpo.yaml")
+    assert (code, out) == (0, "ours/dpo.yaml: read its comments; 1 keys have no counterpart\n")
+    assert accord("train", "ours/dpo.yaml", "--quiet", "--precision", "fp32", "--device", "cpu")[0] == 0
+    assert json.loads(Path("run/summary.json").read_text())["steps"] == 2
+    assert "# logging_steps: 5 -- meaningless here" in accord("convert-config", "theirs.yaml", "--from", "trl")[1]
+    code, _, err = accord("convert-config", "theirs.yaml", "--output", "ours/dpo.yaml")
+    assert code == 2
+    assert "ours/dpo.yaml is there already" in err
+
+
+def test_doctor_runs(accord):
+    code, out, _ = accord("doctor")
+    assert code == 0
+    assert "ok    attention: shared prompts" in out
+    told = json.loads(accord("doctor", "--json")[1])
+    assert {"name", "status", "says", "remedy"} == set(told[0])

@@ -348,11 +348,11 @@ def test_commands_and_options_that_are_named_are_there(path: Path) -> None:
     flat = dict(group.commands)  # type: ignore[attr-defined]
     flat |= {f"data {k}": v for k, v in flat["data"].commands.items()}
     known = {*config.settings(), *config.TRANSLATED, "help"} | {o for r in table.rows().values() for o in r.options}
-    known |= {o.strip("-").replace("-", "_") for c in flat.values() for p in c.params for o in p.opts}
+    known |= {o.strip("-").replace("-", "_") for c in (group, *flat.values()) for p in c.params for o in p.opts}
     text = [*re.findall(r"`([^`\n]+)`", prose(path)), *commands(path)]
     for line in text:
         if line.startswith("accord "):
-            assert line.split()[1] in {*flat, "--help"}, line
+            assert line.split()[1] in {*flat, "--help", *(o for p in group.params for o in p.opts)}, line
         if line.startswith(("accord ", "--")):
             for option in re.findall(r"(?:^|\s)--([a-z][\w.-]*)", line):
                 assert option.split(".")[0].replace("-", "_") in known, line

@@ -31,9 +31,12 @@ STANDS_ON: dict[str, set[str]] = {
     "online": {"training", "sampling", "judges"},
     "lab": {"online", "evaluate", "report"},
     "config": {"lab"},
+    "sweeps": {"config"},
     "quickstart": {"lab"},
-    "cli": {"config", "quickstart"},
-    "__init__": {"lab"},
+    "doctor": {"engine"},
+    "migrate": {"config"},
+    "cli": {"config", "sweeps", "quickstart", "doctor", "migrate"},
+    "__init__": {"lab", "sweeps"},
     "__main__": {"cli"},
 }
 # The run writes its report as its last act: the only import that points upwards, inside the function that does it.
@@ -42,12 +45,14 @@ SEAMS = {("training/run.py", "accord.report.render")}
 OUTSIDE: dict[str, set[str] | None] = {
     "errors": set(),
     "stats": {"numpy", "scipy"},
-    "sinks": {"pyarrow"},  # examples are written as Parquet
+    "sinks": {"pyarrow", "torch", "wandb", "trackio", "mlflow"},  # examples are Parquet; trackers are imported if asked
     "objectives": {"torch"},
     "monitors": {"numpy"},
     "report": {"jinja2", "numpy", "pyarrow"},
-    "data": {"numpy", "pyarrow", "pydantic", "jinja2", "rich"},
+    "data": {"numpy", "pyarrow", "pydantic", "jinja2", "rich", "datasets"},
     "config": {"yaml", "pydantic"},
+    "doctor": {"torch", "transformers", "packaging"},
+    "migrate": {"yaml"},
     "cli": {"typer", "rich", "transformers", "huggingface_hub"},
 }
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence as Seq
 from typing import Any
 
 import torch
+from transformers import TextStreamer
 
 from accord.data.batches import seeded
 from accord.data.chat import Chat
@@ -33,6 +34,7 @@ def answer(
     seed: int = 0,
     shard: int = SHARD,
     progress: Callable[[int, int], None] = lambda done, of: None,
+    stream: Callable[[str], None] | None = None,
 ) -> list[list[Response]]:
     """`samples` answers to every prompt.
 
@@ -44,6 +46,7 @@ def answer(
         temperature: 0 is greedy.
         top_p: nucleus.
         seed: of all of them; the answers of a shard depend on (seed, shard) alone.
+        stream: gets the text as it comes; only for one answer to one prompt.
 
     Returns:
         For each prompt its responses, with text, token_ids under `chat.key`, sampling_logprobs (nats, under the
@@ -60,7 +63,8 @@ def answer(
         for start in range(0, len(queue), shard):
             part = queue[start : start + shard]
             torch.manual_seed(int(seeded(seed, "sample", start // shard).integers(2**31)))
-            rows = _generate(policy, model, chat, [contexts[p] for _, p, _ in part], max_new_tokens, temperature, top_p)
+            asked = [contexts[p] for _, p, _ in part]
+            rows = _generate(policy, model, chat, asked, max_new_tokens, temperature, top_p, stream)
             for (_, p, k), (ids, logprobs) in zip(part, rows, strict=True):
                 ended = bool(ids) and ids[-1] in chat.stop_ids
                 words = ids[:-1] if ended else ids
@@ -77,11 +81,18 @@ def answer(
 
 
 def _generate(
-    policy: Policy, model: Any, chat: Chat, contexts: list[list[int]], limit: int, temperature: float, top_p: float
+    policy: Policy,
+    model: Any,
+    chat: Chat,
+    contexts: list[list[int]],
+    limit: int,
+    temperature: float,
+    top_p: float,
+    stream: Callable[[str], None] | None = None,
 ) -> list[tuple[list[int], list[float]]]:
     """Ids up to and with the end token, and their log-probs, for one left-padded shard."""
     device, width = policy.scorer.device, max(map(len, contexts))
-    pad = chat.tokenizer.pad_token_id if chat.tokenizer.pad_token_id is not None else chat.stop_ids[0]
+    pad = chat.tokenizer.pad_token_id if chat.tokenizer.pad_token_id is not None else (*chat.stop_ids, 0)[0]
     ids = torch.tensor([[pad] * (width - len(c)) + c for c in contexts], device=device)
     mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=device)
     # the model's own generation settings would shape the samples unseen, and their log-probs with them
@@ -97,6 +108,7 @@ def _generate(
             eos_token_id=list(chat.stop_ids) or None,
             return_dict_in_generate=True,
             output_scores=True,
+            streamer=_Streamer(chat, stream) if stream else None,
             **options,
         )
     new = out.sequences[:, width:].cpu()
@@ -112,3 +124,14 @@ def _generate(
         stop = next((i + 1 for i, token in enumerate(line) if token in chat.stop_ids), len(line))
         rows.append((line[:stop], lp[:stop]))
     return rows
+
+
+class _Streamer(TextStreamer):
+    """Hands on whole words as they come."""
+
+    def __init__(self, chat: Chat, stream: Callable[[str], None]) -> None:
+        super().__init__(chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.stream = stream
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.stream(text)

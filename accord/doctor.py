@@ -1,0 +1,232 @@
+"""Is this machine ready? What is here, what is missing, and what to do about it; every line ok, warn or fail."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from accord.errors import AccordError
+
+GB = 2**30
+NAME = "accord-align"
+LITTLE_MEMORY, LITTLE_DISK = 4 * GB, 5 * GB  # the quickstart, with its converted model, fits
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one check found."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    says: str
+    remedy: str = ""
+
+
+def examine() -> Iterator[Line]:
+    """Every check in turn; one that breaks is a line that says so."""
+    for check in (versions, extras, processor, threads, gpus, memory, disk, cache, distributed, attention):
+        try:
+            yield from check()
+        except Exception as error:
+            yield Line(check.__name__, "fail", f"the check broke: {type(error).__name__}: {error}", "report it")
+
+
+def versions() -> Iterator[Line]:
+    """Accord, Python, and each library that Accord needs, held against the range that it asks for."""
+    from packaging.requirements import Requirement
+
+    yield Line("accord", "ok", f"{importlib.metadata.version(NAME)}, Python {platform.python_version()}")
+    here, wrong = [], []
+    for text in importlib.metadata.requires(NAME) or []:
+        wanted = Requirement(text)
+        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        version = _version(wanted.name)
+        if version is None or not wanted.specifier.contains(version, prereleases=True):
+            wrong.append((wanted, version))
+        else:
+            here.append(f"{wanted.name} {version}")
+    yield Line("libraries", "ok", ", ".join(here))
+    for wanted, version in wrong:
+        has = f"{version}, and Accord is made for {wanted.specifier}" if version else "not installed"
+        how = f"pip install '{wanted.name}{wanted.specifier}'"
+        yield Line(wanted.name, "warn" if version else "fail", has, how)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def extras() -> Iterator[Line]:
+    from packaging.requirements import Requirement
+
+    there: dict[str, bool] = {}
+    for text in importlib.metadata.requires(NAME) or []:
+        wanted = Requirement(text)
+        extra = re.search(r"extra == [\"'](.*?)[\"']", str(wanted.marker or ""))
+        if extra and extra[1] != "dev":
+            there[extra[1]] = there.get(extra[1], True) and _version(wanted.name) is not None
+    here = [k for k, v in there.items() if v]
+    missing = [k for k, v in there.items() if not v]
+    says = f"{', '.join(here) or 'none'}; not installed: {', '.join(missing) or 'none'}"
+    yield Line(
+        "extras", "ok", says, f"pip install '{NAME}[{missing[0]}]' and so on, if you want them" if missing else ""
+    )
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> Iterator[Line]:
+    import torch
+
+    from accord.engine.logprobs import flush_denormals
+    from accord.engine.models import choose_precision
+
+    bf16 = choose_precision("auto", torch.device("cpu")) == torch.bfloat16
+    native = "bf16 is native" if bf16 else "bf16 would be emulated, so fp32 is used"
+    yield Line("processor", "ok", f"{platform.machine()}, {cores()} cores; {native}")
+    if not flush_denormals():
+        yield Line("denormals", "warn", "cannot be flushed to zero: a confident policy may train slowly", "use a GPU")
+
+
+def threads() -> Iterator[Line]:
+    import torch
+
+    n, policy = torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY", "unset")
+    says = f"{n} of torch, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'unset')}, OMP_WAIT_POLICY {policy}"
+    if n > cores():
+        yield Line("threads", "warn", f"{says}: more than cores", f"export OMP_NUM_THREADS={cores()}")
+    elif policy.upper() == "ACTIVE":
+        yield Line("threads", "warn", f"{says}: waiting threads spin", "unset OMP_WAIT_POLICY; Accord sets PASSIVE")
+    else:
+        yield Line("threads", "ok", says)
+
+
+def gpus() -> Iterator[Line]:
+    import torch
+
+    for i in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(i)
+        native = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no native bf16: fp32 is used"
+        says = f"{torch.cuda.get_device_name(i)}, {free / GB:.0f} of {total / GB:.0f} GB free, {native}"
+        crowded = free < total / 2
+        remedy = "something else uses it: see nvidia-smi" if crowded else ""
+        yield Line(f"gpu {i}", "warn" if crowded else "ok", says, remedy)
+    if torch.cuda.device_count():
+        return
+    if torch.backends.mps.is_available():
+        yield Line("gpu", "ok", "Apple silicon (mps), in fp32")
+    elif Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi"):
+        built = torch.version.cuda or torch.version.hip
+        why = "it sees no GPU" if built else "it is a build for CPUs"
+        how = "check the driver with nvidia-smi" if built else "install a build for GPUs, see pytorch.org/get-started"
+        yield Line("gpu", "warn", f"there seems to be one, but torch does not use it: {why}", how)
+    else:
+        yield Line("gpu", "ok", "none; everything runs on the CPU")
+
+
+def memory() -> Iterator[Line]:
+    """What is free now, within the limit of a container if there is one."""
+    try:
+        rows = (line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = {name: int(value.split()[0]) * 1024 for name, value in rows}
+        available, total = free["MemAvailable"], free["MemTotal"]
+    except (OSError, KeyError):
+        if "SC_PHYS_PAGES" not in os.sysconf_names:
+            yield Line("memory", "ok", "unknown on this system")
+            return
+        available = total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        total, available = min(total, limit), min(available, limit - used)
+    except (OSError, ValueError):
+        pass  # no container, or one without a limit
+    says = f"{available / GB:.1f} of {total / GB:.1f} GB free"
+    little = available < LITTLE_MEMORY
+    yield Line(
+        "memory", "warn" if little else "ok", says, "close something, or train with lora: true" if little else ""
+    )
+
+
+def disk() -> Iterator[Line]:
+    from accord.engine.models import cache_root
+
+    for name, path in (("disk here", Path.cwd()), ("disk of cache", cache_root())):
+        there = next(p for p in (path, *path.absolute().parents) if p.exists())
+        free = shutil.disk_usage(there).free
+        little = free < LITTLE_DISK
+        yield Line(name, "warn" if little else "ok", f"{free / GB:.0f} GB free", "make room" if little else "")
+
+
+def cache() -> Iterator[Line]:
+    from accord.engine.models import cache_root
+
+    root = cache_root()
+    size = sum(p.stat().st_size for p in root.rglob("*") if p.is_file()) if root.exists() else 0
+    says = f"{root}, {size / GB:.2f} GB"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        yield Line("cache", "fail", f"{says}: not writable ({error.strerror})", "set ACCORD_CACHE to a folder that is")
+    else:
+        yield Line("cache", "ok", says)
+
+
+def distributed() -> Iterator[Line]:
+    import torch
+
+    d = torch.distributed
+    here = [n for n in ("gloo", "nccl", "mpi") if d.is_available() and getattr(d, f"is_{n}_available")()]
+    if not here:
+        yield Line("processes", "warn", "torch has no backend for several; one works", "install torch from pytorch.org")
+    elif torch.cuda.device_count() > 1 and "nccl" not in here:
+        yield Line("processes", "warn", f"{', '.join(here)}, but no nccl for the GPUs", "install torch for your GPUs")
+    else:
+        yield Line("processes", "ok", f"{', '.join(here)}; torchrun -m accord train ...")
+
+
+def attention() -> Iterator[Line]:
+    """A random Llama of two layers: shared prompts against its own forward, on the device that a run would take."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from accord.engine import models
+
+    began = time.monotonic()
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    try:
+        policy = models.load(model, tokenizer="none is needed")
+    except AccordError as error:
+        yield Line("attention", "fail", str(error), "pip install the tested versions of constraints.txt")
+        return
+    took = f"in {time.monotonic() - began:.1f} s on {policy.scorer.device.type}"
+    if policy.scorer.layout == "shared":
+        yield Line("attention", "ok", f"shared prompts give the log-probs of the plain forward, {took}")
+    else:
+        yield Line("attention", "warn", f"{policy.told[-1]}; slower, but right", "use the versions of constraints.txt")

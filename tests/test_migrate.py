@@ -1,0 +1,293 @@
+"""Settings of other toolkits become settings of ours, and every key of theirs is named."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from accord import config, migrate
+from accord.errors import ConfigError
+from accord.training import plan
+
+TRL_DPO = """
+model_name_or_path: org/model
+dataset_name: org/pairs
+dataset_train_split: train
+loss_type: sigmoid
+beta: 0.05
+label_smoothing: 0.1
+learning_rate: 5e-7
+per_device_train_batch_size: 2
+gradient_accumulation_steps: 8
+num_train_epochs: 2
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+max_length: 2048
+max_prompt_length: 1024
+bf16: true
+gradient_checkpointing: true
+use_peft: true
+lora_r: 32
+lora_alpha: 16
+lora_target_modules: [q_proj, v_proj]
+eval_strategy: steps
+eval_steps: 50
+save_steps: 100
+logging_steps: 10
+report_to: [wandb, comet_ml]
+push_to_hub: false
+hub_token: hf_abcdefgh
+output_dir: out/dpo
+optim: adamw_torch
+rpo_alpha: null
+use_weighting: false
+frobnicate: 3
+"""
+TRL_KTO = """
+model_name_or_path: m
+dataset_name: d
+desirable_weight: 1.33
+undesirable_weight: 1.0
+beta: 0.1
+max_steps: 200
+warmup_steps: 20
+use_peft: false
+lora_r: 8
+report_to: none
+"""
+TRL_SFT = """
+model_name_or_path: m
+datasets: [{path: a.jsonl}, {path: b.jsonl, split: train}]
+packing: true
+max_length: 512
+lr_scheduler_type: polynomial
+optim: adamw_8bit
+"""
+TRL_MPO = "{model_name_or_path: m, dataset_name: d, loss_type: [sigmoid, sft], loss_weights: [0.8, 1.0], beta: 0.1}"
+TRL_IPO = "{model_name_or_path: m, dataset_name: d, loss_type: ipo, beta: 0.2, max_grad_norm: 0}"
+TRL_SIMPO = "{model_name_or_path: m, dataset_name: d, loss_type: simpo, cpo_alpha: 0.0, simpo_gamma: 0.5, beta: 2.0}"
+FACTORY_DPO = """
+model_name_or_path: org/model
+stage: dpo
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+pref_beta: 0.2
+pref_loss: sigmoid
+dataset: dpo_en_demo
+template: llama3
+cutoff_len: 2048
+max_samples: 1000
+preprocessing_num_workers: 16
+output_dir: saves/dpo
+logging_steps: 10
+save_steps: 500
+plot_loss: true
+overwrite_output_dir: true
+report_to: none
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 5.0e-6
+num_train_epochs: 3.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+ddp_timeout: 180000000
+resume_from_checkpoint: null
+val_size: 0.1
+per_device_eval_batch_size: 1
+eval_strategy: steps
+eval_steps: 500
+"""
+FACTORY_KTO = (
+    "{model_name_or_path: m, dataset: d, stage: kto, finetuning_type: full, kto_chosen_weight: 2.0, pref_beta: 0.1}"
+)
+AXOLOTL_DPO = """
+base_model: org/model
+rl: dpo
+rl_beta: 0.2
+datasets:
+  - path: pairs.jsonl
+    type: chatml.intel
+    split: train
+sequence_len: 4096
+sample_packing: false
+adapter: qlora
+load_in_4bit: true
+lora_r: 32
+lora_alpha: 16
+lora_dropout: 0.05
+lora_target_linear: true
+micro_batch_size: 2
+gradient_accumulation_steps: 4
+num_epochs: 4
+optimizer: adamw_bnb_8bit
+lr_scheduler: cosine
+learning_rate: 0.0002
+val_set_size: 0.05
+evals_per_epoch: 4
+bf16: auto
+tf32: false
+flash_attention: true
+warmup_steps: 10
+weight_decay: 0.0
+wandb_project: mine
+wandb_entity:
+special_tokens:
+  pad_token: "<|end|>"
+output_dir: ./outputs/lora-out
+early_stopping_patience: 3
+use_tensorboard: true
+use_mlflow: false
+"""
+AXOLOTL_SFT = """
+base_model: m
+datasets: [{path: a.jsonl, type: alpaca}]
+micro_batch_size: 4
+val_set_size: 0
+train_on_inputs: false
+"""
+FILES = {
+    "trl-dpo": TRL_DPO, "trl-kto": TRL_KTO, "trl-sft": TRL_SFT, "trl-mpo": TRL_MPO, "trl-ipo": TRL_IPO,
+    "trl-simpo": TRL_SIMPO, "llamafactory-dpo": FACTORY_DPO, "llamafactory-kto": FACTORY_KTO,
+    "axolotl-dpo": AXOLOTL_DPO, "axolotl-sft": AXOLOTL_SFT,
+}  # fmt: skip
+
+
+def converted(tmp_path, text: str, **options) -> tuple[dict, str]:
+    """The settings that a file becomes, read and checked as `accord train` does, and their text."""
+    file = tmp_path / "theirs.yaml"
+    file.write_text(text, encoding="utf-8")
+    made = migrate.convert(config.read(file), base=tmp_path, **options)
+    ours = tmp_path / "ours.yaml"
+    ours.write_text(made, encoding="utf-8")
+    checked = config.check(config.read(ours))
+    given = {k: v for k, v in checked.items() if k not in config.settings()}
+    plan.terms(checked["objective"], given, view=None, length=checked.get("length"))
+    return checked, made
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_key_is_named_once_and_the_result_loads(name, tmp_path):
+    given = config.read((tmp_path / "given.yaml", (tmp_path / "given.yaml").write_text(FILES[name]))[0])
+    assert migrate.detect(given) == name.split("-")[0]
+    _, text = converted(tmp_path, FILES[name])
+    comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    for key in given:
+        assert re.search(rf"(?<!\w){key}: ", comments), key
+    settings, gone = text.partition("# Without a counterpart")[::2]
+    for line in gone.splitlines()[1:]:
+        assert " -- " in line
+    for setting in re.findall(r"^(\w+): ", settings, re.M):
+        assert re.search(rf"^# .*\n{setting}: ", settings, re.M), f"{setting} does not say where it comes from"
+
+
+def expected(tmp_path, text, **values) -> str:
+    checked, made = converted(tmp_path, text)
+    assert {k: checked.get(k) for k in values} == values
+    return made
+
+
+def test_trl_dpo(tmp_path):
+    text = expected(
+        tmp_path, TRL_DPO, model="org/model", data="org/pairs", objective="cdpo", beta=0.05, label_smoothing=0.1,
+        learning_rate=5e-7, batch_size=16, epochs=2.0, schedule="cosine", warmup=0.1, max_length=2048, precision="bf16",
+        lora={"rank": 32, "alpha": 16, "dropout": 0.05, "target_modules": ["q_proj", "v_proj"]}, eval_steps=50,
+        save_steps=100, gradient_checkpointing=True, trackers=["wandb"], output="out/dpo", adam_beta2=0.999,
+        eval_fraction=0.1,
+    )  # fmt: skip
+    assert "2 x 8 x 1 process" in text
+    assert "hf_abcdefgh" not in text
+    assert "# frobnicate: 3 -- unknown to this converter" in text
+    assert "# optim: adamw_torch -- AdamW, as here" in text
+    assert "comet_ml: not supported" in text
+
+
+def test_trl_others(tmp_path):
+    expected(
+        tmp_path, TRL_KTO, objective="kto", desirable_weight=1.33, max_steps=200, warmup=0.1, batch_size=8,
+        learning_rate=1e-6, schedule="linear", eval_fraction=0.0, lora=None,
+    )  # fmt: skip
+    text = expected(
+        tmp_path, TRL_SFT, objective="sft", data=["a.jsonl", "b.jsonl"], learning_rate=2e-5, schedule="cosine"
+    )
+    assert "polynomial -- not here; cosine is the nearest" in text
+    assert "adamw_8bit -- not supported" in text
+    expected(
+        tmp_path,
+        TRL_MPO,
+        objective=[{"name": "dpo", "weight": 0.8}, {"name": "sft", "weight": 1.0}],
+        learning_rate=1e-6,
+    )
+    expected(tmp_path, TRL_IPO, objective="ipo", tau=0.2, length="mean", max_grad_norm=None)
+    expected(tmp_path, TRL_SIMPO, objective="simpo", beta=2.0, gamma=0.5)
+    plain = "{model_name_or_path: m, dataset_name: d, loss_type: simpo, simpo_gamma: 1.0}"
+    assert "adds 1.0 x NLL unless cpo_alpha is 0" in expected(tmp_path, plain, beta=0.1)
+
+
+def test_llamafactory(tmp_path):
+    registry = {"dpo_en_demo": {"file_name": "dpo_en_demo.json", "ranking": True}}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(registry))
+    text = expected(
+        tmp_path, FACTORY_DPO, objective="dpo", beta=0.2, data=str(tmp_path / "data" / "dpo_en_demo.json"),
+        overwrite=True, lora={"rank": 8, "alpha": 16, "target_modules": "all-linear"}, eval_fraction=0.1, batch_size=8,
+    )  # fmt: skip
+    assert "# template: llama3 -- meaningless here" in text
+    quantised = FACTORY_DPO + "quantization_bit: 4\nlora_alpha: 64\n"
+    expected(tmp_path, quantised, load_in_4bit=True, lora={"rank": 8, "alpha": 64, "target_modules": "all-linear"})
+    text = expected(
+        tmp_path, FACTORY_KTO, objective="kto", desirable_weight=2.0, learning_rate=5e-5, data="d", lora=None
+    )
+    assert "put the path of the file here" in text
+
+
+def test_axolotl(tmp_path):
+    text = expected(
+        tmp_path, AXOLOTL_DPO, objective="dpo", beta=0.2, data="pairs.jsonl", max_length=4096, batch_size=8, epochs=4.0,
+        lora={"rank": 32, "alpha": 16, "dropout": 0.05, "target_modules": "all-linear"}, eval_fraction=0.05,
+        precision="auto", trackers=["wandb", "tensorboard"], patience=3, model="org/model", load_in_4bit=True,
+    )  # fmt: skip
+    assert "# warmup_steps: 10 -- not supported: set warmup" in text
+    expected(tmp_path, AXOLOTL_SFT, objective="sft", batch_size=4, max_length=512, eval_fraction=0.0, epochs=None)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{model_name_or_path: m, dataset_name: d, loss_type: nonesuch}", "no objective for the loss 'nonesuch'"),
+        ("{model_name_or_path: m, dataset_name: d, beta: 0.1, rpo_alpha: 1.0}", "rpo_alpha: 1.0 adds alpha x NLL"),
+        ("{model_name_or_path: m, dataset_name: d, beta: 0.1, f_divergence_type: js_divergence}", "another divergence"),
+        ("{model_name_or_path: m, dataset_name: d, beta: 0.1, sync_ref_model: true}", "moves the reference"),
+        ("{model_name_or_path: m, dataset_name: d, num_generations: 8}", "online trainer"),
+        ("{model_name_or_path: m, dataset_name: d}", "say --trainer sft"),
+        ("{model_name_or_path: m, loss_type: sigmoid}", "name no data"),
+        ("{model_name_or_path: m, dataset_name: d, loss_type: [ipo, sft]}", "means over tokens"),
+        ("{model_name_or_path: m, dataset_name: d, loss_type: [sigmoid, sft], loss_weights: [1]}", "2 losses and 1 w"),
+        ("{model_name_or_path: m, dataset_name: d, beta: 1, per_device_train_batch_size: many}", "many: a number is"),
+        ("{model_name_or_path: m, dataset_name: d, beta: 1, learning_rate: fast}", "learning_rate='fast'"),
+        ("{model_name_or_path: m, stage: ppo, dataset: d}", "stage: ppo: PPO is not here"),
+        ("{model_name_or_path: m, stage: dpo, dataset: d, pref_loss: kto_pair}", "loss 'kto_pair'"),
+        ("{model_name_or_path: m, stage: dpo, dataset: d, pref_ftx: 0.5}", "pref_ftx: 0.5 adds a share"),
+        ("{model_name_or_path: m, stage: sft, dataset: d, finetuning_type: freeze}", "freeze is not here"),
+        ("{base_model: m, rl: grpo, datasets: [{path: d}]}", "rl: grpo is an online method"),
+        ("{base_model: m, datasets: [{type: alpaca}], micro_batch_size: 1}", "an entry without a path"),
+        ("{foo: 1}", "say --from trl"),
+    ],
+)  # fmt: skip
+def test_what_is_not_here_is_refused_by_name(text, says, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        converted(tmp_path, text)
+
+
+def test_the_user_may_say_what_it_is(tmp_path):
+    plain = "{model_name_or_path: m, dataset_name: d}"
+    assert converted(tmp_path, plain, trainer="sft")[0]["objective"] == "sft"
+    with pytest.raises(ConfigError, match="did you mean 'trl'"):
+        converted(tmp_path, plain, toolkit="trll")
+    with pytest.raises(ConfigError, match="did you mean 'dpo'"):
+        converted(tmp_path, plain, trainer="ddpo")
+    assert migrate.TOOLKITS.keys() == {"trl", "llamafactory", "axolotl"}
