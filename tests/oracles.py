@@ -99,8 +99,247 @@ def kto(points, ref, stats, beta, desirable_weight, undesirable_weight):
     return np.where(points.value >= 0.5, good, bad)
 
 
-def unlearning(points):
-    return np.where(points.value >= 0.5, -1.0, 1.0) * points.logp
+def robust(pairs, ref, beta, label_smoothing):
+    u, eps = beta * margin(pairs, ref), label_smoothing
+    return (-(1.0 - eps) * log_sigmoid(u) + eps * log_sigmoid(-u)) / (1.0 - 2.0 * eps)
+
+
+def rso_hinge(pairs, ref, beta):
+    return np.clip(1.0 - beta * margin(pairs, ref), 0.0, None)
+
+
+def rso_sigmoid(pairs, ref, beta):
+    return -np.log(sigmoid(beta * margin(pairs, ref)))
+
+
+def discopop(pairs, ref, beta, tau):
+    u = beta * margin(pairs, ref)
+    g = 1.0 / (1.0 + np.exp(-u / tau))
+    return (1.0 - g) * np.log(1.0 + np.exp(-u)) + g * np.exp(-u)
+
+
+def bernoulli_kl(q, p):
+    return q * np.log(q / p) + (1.0 - q) * np.log((1.0 - q) / (1.0 - p))
+
+
+def exo_pref(pairs, ref, beta, label_smoothing):
+    return bernoulli_kl(sigmoid(beta * margin(pairs, ref)), 1.0 - label_smoothing)
+
+
+def exo_rw(groups, ref, beta, beta_reward):
+    found = []
+    for logp, base, score, mask in zip(groups.logp, ref.logp, groups.score, groups.mask, strict=True):
+        q = np.exp(beta * (logp[mask] - base[mask]))
+        p = np.exp(score[mask] / beta_reward)
+        q, p = q / q.sum(), p / p.sum()
+        found.append(np.sum(q * np.log(q / p)))
+    return np.array(found)
+
+
+def rpo_reward_aware(pairs, ref, beta, eta, distance):
+    u, gap = beta * margin(pairs, ref), eta * (pairs.score_chosen - pairs.score_rejected)
+    if distance == "square":
+        return (u - gap) ** 2
+    return (
+        bernoulli_kl(sigmoid(gap), sigmoid(u)) if distance == "backward_kl" else bernoulli_kl(sigmoid(u), sigmoid(gap))
+    )
+
+
+def fdpo(pairs, ref, beta, divergence, alpha):
+    """f'(u) of the paper's table, at the ratios themselves."""
+    derivative = {
+        "reverse_kl": lambda u: np.log(u) + 1.0,
+        "forward_kl": lambda u: -1.0 / u,
+        "js": lambda u: np.log(2.0 * u / (1.0 + u)),
+        "alpha": lambda u: (1.0 - u**-alpha) / alpha,
+    }[divergence]
+    w, l = derivative(np.exp(pairs.chosen - ref.chosen)), derivative(np.exp(pairs.rejected - ref.rejected))
+    return -log_sigmoid(beta * w - beta * l)
+
+
+def odpo(pairs, ref, beta, alpha, scale):
+    gap = pairs.score_chosen - pairs.score_rejected
+    u = beta * margin(pairs, ref)
+    if scale == "log":
+        return np.array([-log_sigmoid(m - alpha * np.log(g)) if g > 0 else 0.0 for m, g in zip(u, gap, strict=True)])
+    return -log_sigmoid(u - alpha * (gap if scale == "identity" else np.log(1.0 + np.exp(gap))))
+
+
+def dpop(pairs, ref, beta, penalty):
+    fall = np.maximum(0.0, np.log(np.exp(ref.chosen) / np.exp(pairs.chosen)))
+    return -log_sigmoid(beta * (margin(pairs, ref) - penalty * fall))
+
+
+def dpo_norm(pairs, ref, beta):
+    return -log_sigmoid(beta * (pairs.chosen - ref.chosen) - beta * (pairs.rejected - ref.rejected))
+
+
+def dpo_gamma(pairs, ref, beta, gamma):
+    return -log_sigmoid(beta * ((pairs.chosen - pairs.rejected) - gamma * (ref.chosen - ref.rejected)))
+
+
+def r_dpo(pairs, ref, beta, alpha):
+    """DPO on rewards beta rho + alpha |y|."""
+    w = beta * (pairs.chosen - ref.chosen) + alpha * pairs.chosen_length
+    l = beta * (pairs.rejected - ref.rejected) + alpha * pairs.rejected_length
+    return -log_sigmoid(w - l)
+
+
+def hybrid_dpo(pairs, ref, beta):
+    return -log_sigmoid(beta * ((pairs.chosen - pairs.rejected) - np.maximum(0.0, ref.chosen - ref.rejected)))
+
+
+def tdpo1(pairs, ref, kl, beta):
+    return -log_sigmoid(beta * (margin(pairs, ref) - (kl.rejected - kl.chosen)))
+
+
+def tdpo2(pairs, ref, kl, beta, alpha):
+    return -log_sigmoid(beta * (margin(pairs, ref) - alpha * (kl.rejected - kl.chosen)))
+
+
+def sparsepo(pairs, tokens, ref_tokens, kl_tokens, mask, beta, sparsity):
+    found = []
+    for i in range(len(pairs.chosen)):
+        u, d, norm = {}, {}, []
+        for side in ("chosen", "rejected"):
+            there = getattr(tokens, f"{side}_length")[i]
+            logp, base, kl, head = (getattr(p, side)[i][there] for p in (tokens, ref_tokens, kl_tokens, mask))
+            m = np.maximum(0.0, 1.0 + head)
+            u[side], d[side] = np.sum(m * (logp - base)), np.sum(m * kl)
+            norm += list(m)
+        u = u["chosen"] - u["rejected"] - (d["rejected"] - d["chosen"])
+        found.append(-log_sigmoid(beta * u) + sparsity * np.mean(norm))
+    return np.array(found)
+
+
+def ld_dpo(pairs, ref, tokens, ref_tokens, beta, alpha):
+    """Full sums are those of the rows; what lies beyond the public length is taken down to alpha."""
+    found = []
+    for i in range(len(pairs.chosen)):
+        n = min(tokens.chosen_length[i].sum(), tokens.rejected_length[i].sum())
+        sums = {}
+        for side in ("chosen", "rejected"):
+            there = getattr(tokens, f"{side}_length")[i]
+            policy = getattr(pairs, side)[i] - (1.0 - alpha) * getattr(tokens, side)[i][there][n:].sum()
+            base = getattr(ref, side)[i] - (1.0 - alpha) * getattr(ref_tokens, side)[i][there][n:].sum()
+            sums[side] = policy - base
+        found.append(-log_sigmoid(beta * (sums["chosen"] - sums["rejected"])))
+    return np.array(found)
+
+
+def wpo(pairs, ref, collision, beta, max_weight):
+    w = np.exp(pairs.chosen - collision.chosen) ** (1.0 / pairs.chosen_length)
+    w = w * np.exp(pairs.rejected - collision.rejected) ** (1.0 / pairs.rejected_length)
+    return np.minimum(max_weight, w) * -log_sigmoid(beta * margin(pairs, ref))
+
+
+def irpo(pairs, ref, beta, alpha):
+    return -log_sigmoid(beta * margin(pairs, ref)) - alpha * pairs.chosen / pairs.chosen_length
+
+
+def cal_dpo(pairs, ref, beta, calibration):
+    rho_w, rho_l = pairs.chosen - ref.chosen, pairs.rejected - ref.rejected
+    squares = (rho_w - 0.5 / beta) ** 2 + (rho_l + 0.5 / beta) ** 2
+    return -log_sigmoid(rho_w - rho_l) + calibration * squares
+
+
+def mpo(pairs, ref, beta, dpo_weight, bco_weight, sft_weight):
+    r_w, r_l = beta * (pairs.chosen - ref.chosen), beta * (pairs.rejected - ref.rejected)
+    quality = -np.log(sigmoid(r_w)) - np.log(1.0 - sigmoid(r_l))
+    generation = -pairs.chosen / pairs.chosen_length
+    return dpo_weight * -log_sigmoid(r_w - r_l) + bco_weight * quality + sft_weight * generation
+
+
+def anchored_dpo(pairs, ref, beta, weight, level, kind):
+    r_w, r_l = beta * (pairs.chosen - ref.chosen), beta * (pairs.rejected - ref.rejected)
+    logistic = -log_sigmoid(r_w - level) - log_sigmoid(-(r_l - level))
+    square = (r_w - level) ** 2 + (r_l - level) ** 2
+    return -log_sigmoid(r_w - r_l) + weight * (logistic if kind == "logistic" else square)
+
+
+def aot_paired(pairs, ref, beta, label_smoothing):
+    """Sorted margins of the policy less sorted ones of the reference; each loss put back where its margin came from."""
+    policy, base = pairs.chosen - pairs.rejected, ref.chosen - ref.rejected
+    u = beta * (np.sort(policy) - np.sort(base))
+    found = np.empty_like(u)
+    found[np.argsort(policy)] = -(1.0 - label_smoothing) * log_sigmoid(u) - label_smoothing * log_sigmoid(-u)
+    return found
+
+
+def aot_unpaired(points, ref, beta, label_smoothing):
+    rho, good = points.logp - ref.logp, points.value >= 0.5
+
+    def quantiles(values, n):
+        """numpy's `hazen` quantiles: the i-th of n values lies at (i + 1/2) / n."""
+        return np.quantile(values, (np.arange(n) + 0.5) / n, method="hazen")
+
+    u = np.empty_like(rho)
+    for mine, sign in ((good, 1.0), (~good, -1.0)):
+        where = np.flatnonzero(mine)[np.argsort(rho[mine])]
+        u[where] = beta * sign * (rho[where] - quantiles(rho[~mine], len(where)))
+    return -(1.0 - label_smoothing) * log_sigmoid(u) - label_smoothing * log_sigmoid(-u)
+
+
+def _draw(delta, noise, mean, std):
+    return -0.5 * ((delta - mean) / std) ** 2 - np.log(-np.log(noise))
+
+
+def dynamic_beta(pairs, ref, noise, state, beta, sensitivity, keep, momentum):
+    assert state is None
+    delta = margin(pairs, ref)
+    mean, std = delta.mean(), delta.std(ddof=1)
+    drawn, k = _draw(delta, noise, mean, std), int(keep * len(delta))
+    order = np.argsort(-drawn)
+    return {
+        "beta": max(1e-3, beta * (1.0 + sensitivity * (delta[order[:k]].mean() - mean))),
+        "mean": mean,
+        "std": std,
+        "least": 0.5 * (drawn[order[k - 1]] + drawn[order[k]]),
+        "weight": len(delta) / k,
+    }
+
+
+def beta_dpo(pairs, ref, noise, stats, beta, sensitivity, keep, momentum):
+    delta = margin(pairs, ref)
+    k = int(keep * len(delta))
+    kept = np.argsort(-_draw(delta, noise, stats["mean"], stats["std"]))[:k]
+    found = np.zeros_like(delta)
+    found[kept] = -log_sigmoid(stats["beta"] * delta[kept]) * len(delta) / k
+    return found
+
+
+def tr_dpo(pairs, moving_ref, beta):
+    return -log_sigmoid(beta * margin(pairs, moving_ref))
+
+
+def spin(pairs, ref, beta):
+    return -log_sigmoid(beta * margin(pairs, ref))
+
+
+def upo(pairs, ref, beta, alpha):
+    u, noise = beta * margin(pairs, ref), 1.0 - pairs.strength
+    return -(1.0 - noise) * log_sigmoid(u) - noise * log_sigmoid(-u) - alpha * pairs.chosen / pairs.chosen_length
+
+
+def least_confident(pairs, ref, state, progress, beta, label_smoothing, quantile, warmup):
+    assert state is None
+    doubt = 0.0 if progress < warmup else label_smoothing
+    return {"threshold": np.quantile(beta * margin(pairs, ref), quantile), "doubt": doubt}
+
+
+def selfie(pairs, ref, stats, beta, label_smoothing, quantile, warmup):
+    u = beta * margin(pairs, ref)
+    eps = np.where(u > stats["threshold"], 0.0, stats["doubt"])
+    return -(1.0 - eps) * log_sigmoid(u) - eps * log_sigmoid(-u)
+
+
+def mean_log_ratio(demos, ref):
+    return {"mean": np.mean(demos.logp - ref.logp), "count": len(demos.logp)}
+
+
+def hypo(demos, ref, stats):
+    """KL(pi | pi_ref), one sample each."""
+    return demos.logp - ref.logp
 
 
 # --- closed-form gradients --------------------------------------------------------------------------------------------
@@ -137,9 +376,74 @@ def _kto(points, ref, stats, beta, desirable_weight, undesirable_weight):
     return {"logp": weight * beta * sigmoid(v) * sigmoid(-v)}
 
 
+def _others(demos, ref, stats):
+    rho = demos.logp - ref.logp
+    return {"logp": np.array([rho[i] - np.delete(rho, i).mean() for i in range(len(rho))])}
+
+
+def _dpop(pairs, ref, beta, penalty):
+    rho = pairs.chosen - ref.chosen
+    s = sigmoid(-beta * (margin(pairs, ref) - penalty * np.maximum(0.0, -rho)))
+    return {"chosen": -beta * np.where(rho < 0.0, 1.0 + penalty, 1.0) * s, "rejected": beta * s}
+
+
+def _fdpo(pairs, ref, beta, divergence, alpha):
+    def slope(rho):
+        power = {"reverse_kl": 0.0, "forward_kl": 1.0, "alpha": alpha}.get(divergence)
+        return sigmoid(-rho) if power is None else np.exp(-power * rho)
+
+    s = 1.0 - np.exp(-fdpo(pairs, ref, beta, divergence, alpha))
+    w, l = slope(pairs.chosen - ref.chosen), slope(pairs.rejected - ref.rejected)
+    return {"chosen": -beta * s * w, "rejected": beta * s * l}
+
+
+def _tdpo2(pairs, ref, kl, beta, alpha):
+    s = sigmoid(-beta * (margin(pairs, ref) - alpha * (kl.rejected - kl.chosen)))
+    return {
+        "chosen": -beta * s,
+        "rejected": beta * s,
+        "kl.chosen": np.zeros_like(s),
+        "kl.rejected": alpha * beta * s,
+    }
+
+
+def _wpo(pairs, ref, collision, beta, max_weight):
+    plain = -log_sigmoid(beta * margin(pairs, ref))
+    return _opposite(-beta * sigmoid(-beta * margin(pairs, ref)) * wpo(pairs, ref, collision, beta, max_weight) / plain)
+
+
+def _cal(pairs, ref, beta, calibration):
+    s = sigmoid(-margin(pairs, ref))
+    return {
+        "chosen": -s + 2.0 * calibration * (pairs.chosen - ref.chosen - 0.5 / beta),
+        "rejected": s + 2.0 * calibration * (pairs.rejected - ref.rejected + 0.5 / beta),
+    }
+
+
+def _exo(pairs, ref, beta, label_smoothing):
+    u, eps = beta * margin(pairs, ref), label_smoothing
+    return _opposite(beta * sigmoid(u) * sigmoid(-u) * (u - np.log((1.0 - eps) / eps)))
+
+
+def _irpo(pairs, ref, beta, alpha):
+    s = sigmoid(-beta * margin(pairs, ref))
+    return {"chosen": -beta * s - alpha / pairs.chosen_length, "rejected": beta * s}
+
+
 COEFFICIENTS = {
+    "robust": lambda pairs, ref, beta, label_smoothing: _opposite(
+        -beta * (sigmoid(-beta * margin(pairs, ref)) + label_smoothing / (1.0 - 2.0 * label_smoothing))
+    ),
+    "rso_hinge": lambda pairs, ref, beta: _opposite(-beta * (beta * margin(pairs, ref) < 1.0)),
+    "exo_pref": _exo,
+    "dpop": _dpop,
+    "fdpo": _fdpo,
+    "tdpo2": _tdpo2,
+    "wpo": _wpo,
+    "cal_dpo": _cal,
+    "irpo": _irpo,
+    "hypo": _others,
     "sft": lambda demos: {"logp": -np.ones_like(demos.logp)},
-    "unlearning": lambda points: {"logp": np.where(points.value >= 0.5, -1.0, 1.0)},
     "dpo": lambda pairs, ref, beta: _opposite(-beta * sigmoid(-beta * margin(pairs, ref))),
     "cdpo": lambda pairs, ref, beta, label_smoothing: _opposite(
         -beta * (sigmoid(-beta * margin(pairs, ref)) - label_smoothing)
@@ -159,3 +463,8 @@ COEFFICIENTS = {
     "ulma": _ulma,
     "kto": _kto,
 }
+
+from tests.oracles_more import *  # noqa: E402, F403
+from tests.oracles_more import MORE  # noqa: E402
+
+COEFFICIENTS |= MORE

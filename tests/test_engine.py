@@ -215,6 +215,53 @@ def test_kl_from_the_reference_is_exact_in_value_and_gradient(chunk_bytes):
     assert analytic == pytest.approx((kls[0] - kls[1]) / 2e-2, rel=0.05, abs=1e-2)
 
 
+@pytest.mark.parametrize("chunk_bytes", [1 << 30, 400 * 4 * 14])
+def test_the_distance_of_the_next_token_is_exact_in_value_and_gradient(chunk_bytes):
+    seqs = sequences(contexts=2)
+    scorer = models.load(make_llama(1), object(), device="cpu", precision="fp32").scorer
+    scorer.chunk_bytes = chunk_bytes
+    row = Row.of(pack(seqs, range(len(seqs)), "shared"), "cpu")
+    found = scorer(row, {"distance"})["distance"]
+    hidden, logits = scorer.against(row)
+    weight = scorer.causal.get_output_embeddings().weight.detach()
+    unit = weight / weight.norm(dim=1, keepdim=True)
+    apart = 1.0 - unit[row.target] @ unit.T  # [M, V]
+    here = hidden.requires_grad_()
+    expected = (logits(here).softmax(-1) * apart).sum(-1)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert 0.0 < found.min().item() < found.max().item() < 2.0
+    got = scorer._tokens(here, row.target, {"distance"}, None)["distance"]
+    ours, theirs = (torch.autograd.grad(x.sum(), here)[0] for x in (got, expected))
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_the_distance_between_orthogonal_tokens_is_what_the_right_one_lacks():
+    policy = models.load(make_llama(1), object(), device="cpu", precision="fp32")
+    head = policy.model.get_output_embeddings()
+    logp = torch.randn(5, head.weight.shape[0], generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    target = torch.arange(5)
+    head.weight = torch.nn.Parameter(3.0 * torch.eye(head.weight.shape[0]))
+    found = policy.scorer._distance(logp, target)
+    assert torch.allclose(found, 1 - logp.exp()[target, target], atol=1e-6)
+    sure = torch.full_like(logp, -torch.inf).scatter(1, target[:, None], 0.0)
+    assert torch.allclose(policy.scorer._distance(sure, target), torch.zeros(5), atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1 << 30, 400 * 4 * 7])
+def test_collision_is_the_log_of_summed_squares_and_has_no_gradient(chunk_bytes):
+    seqs = sequences(contexts=2)
+    policy = models.load(make_llama(1), object(), device="cpu", precision="fp32")
+    policy.scorer.chunk_bytes = chunk_bytes
+    row = Row.of(pack(seqs, range(len(seqs)), "shared"), "cpu")
+    out = policy.scorer(row, {"collision"})
+    with torch.no_grad():
+        hidden, logits = policy.scorer.against(row)
+        expected = logits(hidden).softmax(-1).square().sum(-1).log()
+    assert torch.allclose(out["collision"], expected, atol=1e-5)
+    assert out["logp"].requires_grad
+    assert not out["collision"].requires_grad
+
+
 def test_a_model_is_no_distance_from_itself():
     seqs = sequences(contexts=2)
     policy = models.load(make_llama(1), object(), device="cpu", precision="fp32")

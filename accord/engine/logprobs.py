@@ -117,12 +117,13 @@ class Scorer(nn.Module):
 
         Args:
             row: what to score.
-            needs: `entropy`, `hidden`, `kl`; `logp` and every head always come.
+            needs: `entropy`, `collision`, `distance`, `hidden`, `kl`; `logp` and every head always come.
             against: the reference on the same row (its own `against(row)`), for `kl`.
 
         Returns:
-            `logp` [M], `entropy` [M], `kl` [M] (KL of the policy's next-token distribution from the reference's,
-            sum over v of p_ref log(p_ref / p), nats), `hidden` [n, h], `head:NAME` [n] or [n, d]; float32.
+            `logp` [M], `entropy` [M], `collision` [M] (log of the sum of squared probabilities, no gradient),
+            `distance` [M] (see `_distance`), `kl` [M] (KL(reference | policy) of next-token distributions, sum over v of
+            p_ref log(p_ref / p), nats), `hidden` [n, h], `head:NAME` [n] or [n, d]; float32.
         """
         with self._computing(row):
             hidden = self._trunk(row)
@@ -171,9 +172,9 @@ class Scorer(nn.Module):
     ) -> dict[str, Tensor]:
         """hidden [M, h], target [M] -> token statistics [M], by chunks when the logits would not fit."""
         vocabulary = self.causal.get_output_embeddings().weight.shape[0]
-        copies = 2 if "kl" in needs else 1
+        copies = 1 + len({"kl", "distance"} & set(needs))
         rows = max(1, self.chunk_bytes // (4 * vocabulary * copies))
-        names = ("logp", *(n for n in ("entropy", "kl") if n in needs))
+        names = ("logp", *(n for n in ("entropy", "collision", "distance", "kl") if n in needs))
         if "kl" in needs and against is None:
             raise ValueError("kl is asked for, but no reference to compare with was given")
 
@@ -182,6 +183,10 @@ class Scorer(nn.Module):
             found = {"logp": logp.gather(-1, t[:, None]).squeeze(-1)}
             if "entropy" in needs:
                 found["entropy"] = -(logp.exp() * logp).sum(-1)
+            if "collision" in needs:
+                found["collision"] = (2 * logp.detach()).logsumexp(-1)
+            if "distance" in needs:
+                found["distance"] = self._distance(logp, t)
             if other is not None and against is not None:
                 ref = against[1](other).log_softmax(-1).detach()
                 found["kl"] = (ref.exp() * (ref - logp)).sum(-1)
@@ -193,6 +198,15 @@ class Scorer(nn.Module):
             whole = len(target) <= rows or not torch.is_grad_enabled()
             parts.append(chunk(h, t, other) if whole else checkpoint(chunk, h, t, other, use_reentrant=False))
         return {name: torch.cat([p[i] for p in parts]) for i, name in enumerate(names)}
+
+    def _distance(self, logp: Tensor, target: Tensor) -> Tensor:
+        """logp [M, V], target [M] -> 1 - <e_target, sum over v of p_v e_v> [M], in [0, 2]: how far the next token is
+        from the target on average; e_v are the rows of the output embedding made of length 1, without gradient."""
+        with torch.autocast(logp.device.type, enabled=False):
+            rows = self.causal.get_output_embeddings().weight.detach().float()
+            norms = rows.norm(dim=-1).clamp(min=1e-12)
+            mean = (logp.exp() / norms) @ rows
+            return 1.0 - (mean * rows[target]).sum(-1) / norms[target]
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """hidden [M, h] -> logits [M, V], float32."""

@@ -57,3 +57,11 @@ def groups(logp: list[float], score: list[float]) -> Groups:
         _row(*score)[None],
         torch.ones(1, k, dtype=torch.bool),
     )
+
+
+def token_pairs(chosen: list[float], rejected: list[float]) -> Pairs:
+    """One pair token by token: [1, L], with masks in place of lengths."""
+    width = max(len(chosen), len(rejected))
+    w, l = (_row(*t, *[0.0] * (width - len(t)))[None] for t in (chosen, rejected))
+    in_w, in_l = (torch.arange(width)[None] < len(t) for t in (chosen, rejected))
+    return Pairs(w, l, in_w, in_l, _row(1.0), _row(math.nan), _row(math.nan))

@@ -1,15 +1,17 @@
-"""Objectives on pairs: chosen above rejected.
+"""What is asked of the margin between chosen and rejected? One margin, a link each.
 
 Notation: a, b are the log-probs of chosen and rejected, a_r, b_r the reference's; rho_w = a - a_r,
-rho_l = b - b_r; Delta = rho_w - rho_l; l(m) = -log sigmoid(m).
+rho_l = b - b_r; Delta = rho_w - rho_l; m = beta * Delta; l(m) = -log sigmoid(m).
 """
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from accord.errors import ConfigError
-from accord.objectives._links import hinge, not_negative, positive, soft_logistic, square
+from accord.objectives._links import hinge, label_noise, not_negative, positive, soft_logistic, square
 from accord.objectives.kinds import Pairs, require_float32
 from accord.objectives.table import row
 
@@ -18,6 +20,13 @@ def log_ratios(pairs: Pairs, ref: Pairs) -> tuple[Tensor, Tensor]:
     """rho_w, rho_l [B] nats: log-ratios of chosen and rejected to the reference."""
     require_float32(pairs.chosen, pairs.rejected, ref.chosen, ref.rejected)
     return pairs.chosen - ref.chosen, pairs.rejected - ref.rejected
+
+
+def margin(pairs: Pairs, ref: Pairs, beta: float) -> Tensor:
+    """m = beta * Delta [B]: the difference of the implicit rewards of chosen and rejected; beta above 0."""
+    positive(beta=beta)
+    rho_w, rho_l = log_ratios(pairs, ref)
+    return beta * (rho_w - rho_l)
 
 
 @row(paper="2305.18290", init="log(2)", invariance="shift", aliases=("sigmoid",))
@@ -45,9 +54,7 @@ def dpo(pairs: Pairs, ref: Pairs, *, beta: float = 0.1) -> Tensor:
     >>> round(dpo(pairs(-10, -12), pairs(-11, -11)).item(), 6)
     0.598139
     """
-    positive(beta=beta)
-    rho_w, rho_l = log_ratios(pairs, ref)
-    return soft_logistic(beta * (rho_w - rho_l))
+    return soft_logistic(margin(pairs, ref, beta))
 
 
 @row(paper="none", init="log(2)", invariance="shift")
@@ -78,14 +85,40 @@ def cdpo(pairs: Pairs, ref: Pairs, *, beta: float = 0.1, label_smoothing: float 
     >>> round(cdpo(pairs(-10, -12), pairs(-11, -11)).item(), 6)
     0.638139
     """
-    positive(beta=beta)
-    if not 0.0 <= label_smoothing < 0.5:
-        raise ConfigError(
-            f"label_smoothing={label_smoothing} must be in [0, 0.5): from 0.5 on the labels say nothing, or the "
-            "opposite; set a smaller one, or swap chosen and rejected"
-        )
-    rho_w, rho_l = log_ratios(pairs, ref)
-    return soft_logistic(beta * (rho_w - rho_l), 1.0 - label_smoothing)
+    label_noise(label_smoothing)
+    return soft_logistic(margin(pairs, ref, beta), 1.0 - label_smoothing)
+
+
+@row(paper="2403.00409", init="log(2)", invariance="shift")
+def robust(pairs: Pairs, ref: Pairs, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Tensor:
+    """Provably robust DPO (rDPO): unbiased where a known share of the labels is the wrong way round.
+
+    Equation:
+        L = [(1 - eps) l(m) - eps l(-m)] / (1 - 2 eps) = l(m) - eps / (1 - 2 eps) * m,  eps = label_smoothing
+        dL/da = -beta * (sigmoid(-m) + eps / (1 - 2 eps)) = -dL/db
+        Over labels that flip with probability eps its mean is DPO on the true ones.
+
+    Args:
+        pairs: chosen, rejected [B] nats.
+        ref: the same under the reference.
+        beta: strength of the tie to the reference, 1/nats, above 0.
+        label_smoothing: probability that a label is wrong, in [0, 0.5); 0 is DPO.
+
+    Returns:
+        [B], log 2 at policy = reference. Unbounded below: the push never fades, so watch it, or stop early.
+
+    Source: arXiv 2403.00409 (its abstract, and TRL's and Liger's codes). It is DPO on the soft label
+    (1 - eps) / (1 - 2 eps) > 1. eps = 0.1 is TRL's example. One copy in the field lacks the factor 1 / (1 - 2 eps). It
+    is neither `cdpo`, which expects the same noise and is biased, nor `r_dpo` (length), nor a rationale-DPO.
+
+    Example: with beta = 0.1, label_smoothing = 0.1, Delta = 2: L = 0.598139 - 0.125 * 0.2 = 0.573139.
+
+    >>> from accord.objectives.example import pairs
+    >>> round(robust(pairs(-10, -12), pairs(-11, -11)).item(), 6)
+    0.573139
+    """
+    label_noise(label_smoothing)
+    return soft_logistic(margin(pairs, ref, beta), (1.0 - label_smoothing) / (1.0 - 2.0 * label_smoothing))
 
 
 @row(paper="2405.14103", init="log(2)", invariance="shift", aliases=("osp_spce",))
@@ -116,9 +149,7 @@ def soft_dpo(pairs: Pairs, ref: Pairs, *, beta: float = 0.1) -> Tensor:
     >>> round(soft_dpo(pairs(-10, -12, strength=0.8), pairs(-11, -11)).item(), 6)
     0.638139
     """
-    positive(beta=beta)
-    rho_w, rho_l = log_ratios(pairs, ref)
-    return soft_logistic(beta * (rho_w - rho_l), pairs.strength)
+    return soft_logistic(margin(pairs, ref, beta), pairs.strength)
 
 
 @row(paper="2310.12036", init="1/(4*tau**2)", invariance="shift")
@@ -183,97 +214,98 @@ def slic_hf(pairs: Pairs, *, delta: float = 1.0, alpha: float = 0.1) -> Tensor:
     return hinge(pairs.chosen - pairs.rejected, delta) - alpha * pairs.chosen
 
 
-@row(paper="2406.07327", init="log(2)")
-def flex_dpo(pairs: Pairs, ref: Pairs, *, beta_chosen: float = 0.1, beta_rejected: float = 0.08) -> Tensor:
-    """Flex-DPO: DPO with a strength of its own for each side, to soften the push on rejected.
+@row(paper="2309.06657", init="1.0", invariance="shift")
+def rso_hinge(pairs: Pairs, ref: Pairs, *, beta: float = 0.05) -> Tensor:
+    """RSO's hinge on normalised log-probs: a margin of 1 in units of the reward is enough.
 
     Equation:
-        L = -log sigmoid(M),  M = beta_chosen * rho_w - beta_rejected * rho_l
-        dL/da = -beta_chosen * sigmoid(-M),  dL/db = beta_rejected * sigmoid(-M)
+        L = max(0, 1 - beta * Delta)
+        dL/da = -beta = -dL/db if beta * Delta < 1, else 0
 
     Args:
-        pairs: chosen, rejected [B] nats.
+        pairs: chosen, rejected [B] nats; in the paper, best drawn by rejection sampling from the reference.
         ref: the same under the reference.
-        beta_chosen: 1/nats, above 0.
-        beta_rejected: 1/nats, 0 or more; equal to beta_chosen it is DPO, 0 leaves rejected alone.
+        beta: strength of the tie to the reference, 1/nats, above 0; the paper's gamma.
 
     Returns:
-        [B], log 2 at policy = reference. Not invariant to a shift of both log-ratios unless the betas are equal.
+        [B], 1 at policy = reference.
 
-    Source: arXiv 2406.07327, sec. B.2.1 (formulas rederived; no public code). The paper holds beta_chosen fixed and
-    sweeps beta_rejected downward; that 0.08 is its best was read in reviews, not in the paper.
+    Source: arXiv 2309.06657, hinge-norm (TRL's code was read, not the paper). TRL calls it `hinge`; it is not SLiC-HF,
+    which has no reference (`slic_hf`). The default is that of TRL's documentation.
 
-    Example: with the defaults, rho_w = 1, rho_l = -1: M = 0.18, L = log(1 + exp(-0.18)) = 0.607192.
+    Example: with beta = 0.05, Delta = 2: L = 1 - 0.1 = 0.9.
 
     >>> from accord.objectives.example import pairs
-    >>> round(flex_dpo(pairs(-10, -12), pairs(-11, -11)).item(), 6)
-    0.607192
+    >>> round(rso_hinge(pairs(-10, -12), pairs(-11, -11)).item(), 6)
+    0.9
     """
-    positive(beta_chosen=beta_chosen)
-    not_negative(beta_rejected=beta_rejected)
-    rho_w, rho_l = log_ratios(pairs, ref)
-    return soft_logistic(beta_chosen * rho_w - beta_rejected * rho_l)
+    return hinge(margin(pairs, ref, beta))
 
 
-@row(paper="2405.16436", aliases=("rpo_reg",))
-def dpo_sft(pairs: Pairs, ref: Pairs, *, beta: float = 0.1, alpha: float = 0.0005) -> Tensor:
-    """DPO plus NLL of the chosen response, which keeps chosen from sinking along with rejected.
+@row(paper="2309.06657", init="log(2)", invariance="shift")
+def rso_sigmoid(pairs: Pairs, ref: Pairs, *, beta: float = 0.05) -> Tensor:
+    """RSO's sigmoid on normalised log-probs: DPO on pairs drawn by rejection sampling.
 
     Equation:
-        L = -log sigmoid(beta * Delta) - alpha * a
-        dL/da = -beta * sigmoid(-beta * Delta) - alpha,  dL/db = beta * sigmoid(-beta * Delta)
+        L = -log sigmoid(beta * Delta)
+        dL/da = -beta * sigmoid(-beta * Delta) = -dL/db
+
+    Args:
+        pairs: chosen, rejected [B] nats: what a reward model prefers among samples of the reference that were accepted
+            with probability exp((reward - best reward) / beta). On other pairs it is DPO with another default.
+        ref: the same under the reference.
+        beta: strength of the tie to the reference, 1/nats, above 0; the paper's gamma.
+
+    Returns:
+        [B], log 2 at policy = reference.
+
+    Source: arXiv 2309.06657, sigmoid-norm (recalled, the paper was not read): 64 samples of which 8 are kept, at
+    beta = 0.5 in the sampling.
+
+    Example: with beta = 0.05, Delta = 2: L = log(1 + exp(-0.1)) = 0.644397.
+
+    >>> from accord.objectives.example import pairs
+    >>> round(rso_sigmoid(pairs(-10, -12), pairs(-11, -11)).item(), 6)
+    0.644397
+    """
+    return dpo(pairs, ref, beta=beta)
+
+
+@row(
+    paper="2406.08414",
+    init="log(2)/2 + 1/2",
+    invariance="shift",
+    exceptions={"6": "near m = 0 the loss that was found rises: descent shrinks the margin there"},
+    aliases=("lrml",),
+)
+def discopop(pairs: Pairs, ref: Pairs, *, beta: float = 0.05, tau: float = 0.05) -> Tensor:
+    """DiscoPOP: logistic below, exponential above, a blend that was found by a language model.
+
+    Equation:
+        L = (1 - g) l(m) + g exp(-m),  g = sigmoid(m / tau),  g has a gradient
+        dL/dm = -(1 - g) sigmoid(-m) - g exp(-m) + g (1 - g) (exp(-m) - l(m)) / tau;  dL/da = beta dL/dm = -dL/db
+        At tau = 0.05 it rises for m between -0.119 and 0.072, and falls elsewhere: dL/dm at 0 is +0.784.
 
     Args:
         pairs: chosen, rejected [B] nats.
         ref: the same under the reference.
         beta: strength of the tie to the reference, 1/nats, above 0.
-        alpha: weight of the summed NLL of chosen, 0 or more; the papers' eta is alpha / beta.
+        tau: width of the blend, in (0, 1).
 
     Returns:
-        [B]; no fixed value at policy = reference: log 2 plus alpha times the NLL.
+        [B], (log 2 + 1) / 2 at policy = reference.
 
-    Source: arXiv 2405.16436, whose weight is eta * beta with eta = 0.005 (beta 0.01 or 0.05 there; the default is
-    0.005 * 0.1), and arXiv 2406.07327, sec. B.2.2, whose alpha is not stated. OpenRLHF takes the mean NLL at 0.2 (beta
-    0.5); TRL's recipe takes 0.005 times the mean NLL over the batch's tokens, without beta; LLaMA-Factory's
-    `pref_ftx` multiplies a mean NLL.
+    Source: arXiv 2406.08414 (the code was read). Its repository has other losses that were found, too.
 
-    Example: with beta = 0.1, alpha = 0.0005, a = -10, Delta = 2: L = 0.598139 + 0.005 = 0.603139.
+    Example: with beta = tau = 0.05, Delta = 2: m = 0.1, g = 0.880797,
+    L = 0.119203 * 0.644397 + 0.880797 * 0.904837 = 0.873792.
 
     >>> from accord.objectives.example import pairs
-    >>> round(dpo_sft(pairs(-10, -12), pairs(-11, -11)).item(), 6)
-    0.603139
+    >>> round(discopop(pairs(-10, -12), pairs(-11, -11)).item(), 6)
+    0.873792
     """
-    not_negative(alpha=alpha)
-    return dpo(pairs, ref, beta=beta) - alpha * pairs.chosen
-
-
-@row(paper="2405.14734", length="mean", invariance="shift")
-def simpo(pairs: Pairs, *, beta: float = 2.0, gamma: float = 1.0) -> Tensor:
-    """SimPO: logistic loss on length-averaged log-probs with a target margin, without a reference.
-
-    Equation:
-        L = -log sigmoid(M),  M = beta * (a - b) - gamma,  a and b means over each response's tokens
-        dL/da = -beta * sigmoid(-M) = -dL/db
-
-    Args:
-        pairs: chosen, rejected [B] nats a token.
-        beta: scale of the margin, tokens/nat, above 0.
-        gamma: target margin, 0 or more.
-
-    Returns:
-        [B]; no fixed value at policy = reference, log(1 + exp(gamma)) where both means are equal.
-
-    Source: arXiv 2405.14734. The defaults are the official README's for Llama-3-base: beta 2, gamma/beta 0.5; its code
-    takes that ratio as `gamma_beta_ratio`. Other tuned runs use beta 2 to 10. TRL's CPO trainer defaults to beta 0.1,
-    gamma 0.5 and adds NLL unless `cpo_alpha` is 0; Liger takes 0.1 and 0.5; torchtune 2 and 0.5.
-
-    Example: with beta = 2, gamma = 1, a = -1, b = -2 (means): M = 1, L = log(1 + exp(-1)) = 0.313262.
-
-    >>> from accord.objectives.example import pairs
-    >>> round(simpo(pairs(-1, -2)).item(), 6)
-    0.313262
-    """
-    positive(beta=beta)
-    not_negative(gamma=gamma)
-    require_float32(pairs.chosen, pairs.rejected)
-    return soft_logistic(beta * (pairs.chosen - pairs.rejected) - gamma)
+    if not 0.0 < tau < 1.0:
+        raise ConfigError(f"tau={tau} must be in (0, 1); leave tau out for its default")
+    m = margin(pairs, ref, beta)
+    blended = torch.exp(F.logsigmoid(m / tau) - m)  # g exp(-m), which would be 0 times infinity far below 0
+    return torch.sigmoid(-m / tau) * soft_logistic(m) + blended

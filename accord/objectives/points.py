@@ -1,4 +1,4 @@
-"""Objectives on single judged responses: thumbs, labels, ratings.
+"""Objectives that judge each response by itself: thumbs, labels, ratings, and pairs held against an anchor.
 
 Notation: rho = log pi(y|x) - log pi_ref(y|x); z = value; r = beta * (rho + log Z(x)) is the implicit reward, where
 Z(x) = sum_y pi_ref(y|x) exp(reward / beta) is the prompt's partition function; softplus(t) = log(1 + exp(t)).
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from accord.errors import ConfigError
-from accord.objectives._links import finite, not_negative, positive, soft_logistic, square
-from accord.objectives.kinds import Points, require_float32
+from accord.objectives._links import finite, not_negative, positive, share, soft_logistic, square
+from accord.objectives.kinds import Pairs, Points, require_float32
+from accord.objectives.pairs import log_ratios
 from accord.objectives.table import row
 
 
@@ -30,7 +31,7 @@ def implicit_reward(points: Points, ref: Points, log_z: Tensor, beta: float) -> 
     return beta * (log_ratio(points, ref) + log_z)
 
 
-@row(paper="2312.02554", init="log(2)")
+@row(paper="2312.02554", init="log(2)", values="probability")
 def pointwise_dpo(points: Points, ref: Points, log_z: Tensor, *, beta: float = 0.1) -> Tensor:
     """Point-wise DPO on labels: the implicit reward is the logit of "this response is good".
 
@@ -168,6 +169,7 @@ def kto_anchor(points: Points, ref: Points, mismatched: Points, ref_mismatched: 
     init="(value >= 0.5) * desirable_weight / 2 + (value < 0.5) * undesirable_weight / 2",
     stats="kto_anchor",
     classes="both",
+    values="probability",
 )
 def kto(
     points: Points,
@@ -212,29 +214,222 @@ def kto(
     return torch.where(good, desirable_weight * torch.sigmoid(-v), undesirable_weight * torch.sigmoid(v))
 
 
-@row(paper="none")
-def unlearning(points: Points) -> Tensor:
-    """Gradient ascent on bad responses, likelihood on good ones: a baseline.
+def bco_shift(
+    points: Points, ref: Points, state: dict[str, Tensor] | None, *, beta: float = 0.1, memory: float = 1.0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """BCO's reward shift: halfway between the mean rewards of good and of bad responses.
 
     Equation:
-        L = -log pi  if z >= 0.5,  log pi  else
-        dL/dlogp = -1,  +1
+        delta = (E_good[r] + E_bad[r]) / 2,  r = beta * rho, means over this batch and, fading, over those before
+
+    Args:
+        points: logp, value [B] of the whole global batch.
+        ref: the same under the reference.
+        state: sums and counts of good and bad rewards up to here, or None at the first step.
+        beta: as in `bco`.
+        memory: what is left of the past at each step.
+
+    Returns:
+        {"delta": 0-dim, detached}, and the state with this batch. A class that was never seen counts as 0.
+
+    Source: arXiv 2404.04656, as TRL runs it.
+
+    >>> from accord.objectives.example import points
+    >>> bco_shift(points(-10), points(-14), None)[0]["delta"].item()
+    0.2
+    """
+    share(memory=memory)
+    positive(beta=beta)
+    r, good = beta * log_ratio(points, ref).detach(), points.value >= 0.5
+    sums = torch.stack([torch.where(good, r, 0.0).sum(), torch.where(good, 0.0, r).sum()])
+    counts = torch.stack([good.sum(), (~good).sum()]).to(r.dtype)
+    if state is not None:
+        sums, counts = sums + memory * state["sums"].to(sums), counts + memory * state["counts"].to(counts)
+    means = torch.where(counts > 0, sums / counts.clamp(min=1e-9), 0.0)
+    return {"delta": means.mean()}, {"sums": sums, "counts": counts}
+
+
+@row(paper="2404.04656", init="log(2)", stats="bco_shift", classes="both", values="probability")
+def bco(points: Points, ref: Points, stats: dict[str, Tensor], *, beta: float = 0.1, memory: float = 1.0) -> Tensor:
+    """Binary Classifier Optimization: a classifier of good and bad whose logit is the shifted implicit reward.
+
+    Equation:
+        L = -log sigmoid(r - delta)     if z >= 0.5,  r = beta * rho
+            -log sigmoid(delta - r)     else
+        dL/dlogp = -beta * sigmoid(delta - r),  beta * sigmoid(r - delta)
 
     Args:
         points: logp [B] nats, value [B], good from 0.5.
+        ref: the same under the reference.
+        stats: delta, from `bco_shift`.
+        beta: strength of the tie to the reference, 1/nats, above 0.
+        memory: what is left at each step of the rewards before, in [0, 1]: 1 is the mean since the start, 0 is this
+            batch alone, which makes delta exact.
 
     Returns:
-        [B] nats; no fixed value at policy = reference. Unbounded below, and the push on bad responses never fades:
-        watch it, or stop early.
+        [B], log 2 at policy = reference. On a pair, whatever delta is, at least `dpo`.
 
-    Source: no arXiv id of its own; "Unlikelihood" in the code of arXiv 2312.02554, there on length-averaged log-probs.
-    It is not token unlikelihood, -log(1 - p).
+    Source: arXiv 2404.04656 (codes read, not the paper). TRL's BCO trainer keeps the mean since the start; its
+    `bco_pair` has no delta at all. Where good and bad answers have different prompts, the paper weights the bad ones by
+    the odds of their prompt standing among the good ones, held in [0.5, 10]: give these as the records' weights.
 
-    Example: with logp = -10, z = 0: L = -10.0.
+    Example: with beta = 0.1, rho = 2, delta = 0.5, z = 1: L = log(1 + exp(0.3)) = 0.854355.
+
+    >>> from accord.objectives.example import points, scalar
+    >>> round(bco(points(-10, 1), points(-12, 1), {"delta": scalar(0.5)}).item(), 6)
+    0.854355
+    """
+    positive(beta=beta)
+    share(memory=memory)
+    shifted = beta * log_ratio(points, ref) - stats["delta"]
+    return soft_logistic(shifted, (points.value >= 0.5).to(shifted.dtype))
+
+
+@row(paper="2408.06266", init="1.0")
+def apo_zero(pairs: Pairs, ref: Pairs, *, beta: float = 0.1) -> Tensor:
+    """APO-zero: chosen above the reference, rejected below it, each against the anchor 0.
+
+    Equation:
+        L = 1 - sigmoid(r_w) + sigmoid(r_l),  r = beta * rho
+        dL/da = -beta * sigmoid(r_w) * sigmoid(-r_w),  dL/db = beta * sigmoid(r_l) * sigmoid(-r_l)
+
+    Args:
+        pairs: chosen, rejected [B] nats.
+        ref: the same under the reference.
+        beta: strength of the tie to the reference, 1/nats, above 0.
+
+    Returns:
+        [B], 1 at policy = reference.
+
+    Source: arXiv 2408.06266 (TRL's code was read, not the paper). For data whose chosen responses are better than what
+    the policy writes; where they are not, `apo_down`.
+
+    Example: with beta = 0.1, rho_w = 1, rho_l = -1: L = 1 - sigmoid(0.1) + sigmoid(-0.1) = 0.950042.
+
+    >>> from accord.objectives.example import pairs
+    >>> round(apo_zero(pairs(-10, -12), pairs(-11, -11)).item(), 6)
+    0.950042
+    """
+    positive(beta=beta)
+    rho_w, rho_l = log_ratios(pairs, ref)
+    return torch.sigmoid(-beta * rho_w) + torch.sigmoid(beta * rho_l)
+
+
+@row(paper="2408.06266", init="0.5", values="probability")
+def apo_zero_unpaired(points: Points, ref: Points, *, beta: float = 0.1) -> Tensor:
+    """APO-zero on single responses: KTO whose reference point is 0.
+
+    Equation:
+        L = 1 - sigmoid(r)     if z >= 0.5,  r = beta * rho
+            sigmoid(r)         else
+        dL/dlogp = -+ beta * sigmoid(r) * sigmoid(-r)
+
+    Args:
+        points: logp [B] nats, value [B], good from 0.5.
+        ref: the same under the reference.
+        beta: strength of the tie to the reference, 1/nats, above 0.
+
+    Returns:
+        [B], 1/2 at policy = reference.
+
+    Source: arXiv 2408.06266; the loss of this name in TRL's KTO trainer.
+
+    Example: with beta = 0.1, rho = 1, z = 1: L = 1 - sigmoid(0.1) = 0.475021.
 
     >>> from accord.objectives.example import points
-    >>> unlearning(points(-10, 0)).item()
-    -10.0
+    >>> round(apo_zero_unpaired(points(-10, 1), points(-11, 1)).item(), 6)
+    0.475021
     """
-    require_float32(points.logp)
-    return torch.where(points.value >= 0.5, -points.logp, points.logp)
+    return kto(points, ref, {"z0": points.logp.new_zeros(())}, beta=beta)
+
+
+@row(
+    paper="2408.06266",
+    init="1.0",
+    exceptions={"6": "it lowers chosen too: the responses of the data are worse than what the policy writes"},
+)
+def apo_down(pairs: Pairs, ref: Pairs, *, beta: float = 0.1) -> Tensor:
+    """APO-down: lower both, rejected more, where even the chosen response is worse than the policy's own.
+
+    Equation:
+        L = sigmoid(r_w) + 1 - sigmoid(m),  r = beta * rho,  m = r_w - r_l
+        dL/da = beta * (sigmoid(r_w) sigmoid(-r_w) - sigmoid(m) sigmoid(-m)),  dL/db = beta * sigmoid(m) sigmoid(-m)
+
+    Args:
+        pairs: chosen, rejected [B] nats.
+        ref: the same under the reference.
+        beta: strength of the tie to the reference, 1/nats, above 0.
+
+    Returns:
+        [B], 1 at policy = reference, where nothing moves chosen yet.
+
+    Source: arXiv 2408.06266 (TRL's code was read, not the paper).
+
+    Example: with beta = 0.1, rho_w = 1, rho_l = -1: L = sigmoid(0.1) + 1 - sigmoid(0.2) = 0.975145.
+
+    >>> from accord.objectives.example import pairs
+    >>> round(apo_down(pairs(-10, -12), pairs(-11, -11)).item(), 6)
+    0.975145
+    """
+    positive(beta=beta)
+    rho_w, rho_l = log_ratios(pairs, ref)
+    return torch.sigmoid(beta * rho_w) + torch.sigmoid(-beta * (rho_w - rho_l))
+
+
+@row(paper="2402.05369", init="2*log(2)")
+def nca_pair(pairs: Pairs, ref: Pairs, *, beta: float = 0.01) -> Tensor:
+    """NCA on a pair: chosen is drawn to a reward of log 2 and no further, rejected is pushed down.
+
+    Equation:
+        L = -log sigmoid(r_w) - log sigmoid(-r_w) / 2 - log sigmoid(-r_l) / 2,  r = beta * rho
+        dL/da = beta * (3/2 sigmoid(r_w) - 1),  dL/db = beta * sigmoid(r_l) / 2
+
+    Args:
+        pairs: chosen, rejected [B] nats.
+        ref: the same under the reference.
+        beta: strength of the tie to the reference, 1/nats, above 0.
+
+    Returns:
+        [B], 2 log 2 at policy = reference. `nca` of two responses as alpha goes to 0.
+
+    Source: arXiv 2402.05369; beta = 0.01 is the official code's.
+
+    Example: with beta = 0.01, rho_w = 1, rho_l = -1: L = 0.68816 + 0.34908 + 0.34408 = 1.381319.
+
+    >>> from accord.objectives.example import pairs
+    >>> round(nca_pair(pairs(-10, -12), pairs(-11, -11)).item(), 6)
+    1.381319
+    """
+    positive(beta=beta)
+    rho_w, rho_l = log_ratios(pairs, ref)
+    chosen, rejected = beta * rho_w, beta * rho_l
+    return soft_logistic(chosen) + (soft_logistic(-chosen) + soft_logistic(-rejected)) / 2.0
+
+
+@row(paper="2412.01981", init="log(2)", values="probability")
+def implicit_prm(points: Points, ref: Points, *, beta: float = 0.05) -> Tensor:
+    """Implicit process reward model: a classifier of right answers whose log-ratios are rewards for each step.
+
+    Equation:
+        L = -z log sigmoid(r) - (1 - z) log sigmoid(-r),  r = beta * rho
+        dL/dlogp = beta * (sigmoid(r) - z)
+        The reward of a step is beta times the log-ratio of its tokens; over a response they add up to r.
+
+    Args:
+        points: logp [B] nats, value [B] in [0, 1], P(the response is right).
+        ref: the same under the reference.
+        beta: scale of the reward, 1/nats, above 0.
+
+    Returns:
+        [B], log 2 at policy = reference.
+
+    Source: arXiv 2412.01981 (the official code was read), its cross-entropy; this is `pointwise_dpo` with log Z = 0.
+    Its other forms are `dpo`, `kto` and `nca` at this beta. What is trained is the scorer, not the policy.
+
+    Example: with beta = 0.05, rho = 2, z = 1: r = 0.1, L = log(1 + exp(-0.1)) = 0.644397.
+
+    >>> from accord.objectives.example import points
+    >>> round(implicit_prm(points(-10, 1), points(-12, 1)).item(), 6)
+    0.644397
+    """
+    return pointwise_dpo(points, ref, points.logp.new_zeros(()), beta=beta)

@@ -17,9 +17,10 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import importlib.util
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,12 @@ NEEDS = {
     "ref_mismatched": "the same under the reference",
     "log_z": "log of the partition function of each example's prompt, nats",
     "stats": "what the row's stats function made of the whole global batch, detached",
-    "kl": "KL of the policy from the reference, summed over a response's tokens, nats (needs a live reference)",
+    "kl": "KL(reference | policy) of next-token distributions, summed over a response's tokens, nats (live reference)",
     "kl_tokens": "the same token by token, [B, L]",
     "mask": "output of a learned mask head token by token, [B, L]",
     "entropy": "entropy of the next-token distribution, per response, nats",
+    "collision": "log of the sum of squared next-token probabilities, summed over a response's tokens, no gradient",
+    "distance": "how far the next token is from the right one on average, in the output embedding, [B, L], in [0, 2]",
     "tokens": "log-probs token by token, [B, L]",
     "ref_tokens": "the reference's log-probs token by token, [B, L]",
     "hidden": "hidden state at each response's last token, [B, h]",
@@ -48,6 +51,27 @@ NEEDS = {
     "noise": "a number in [0, 1) for each example, drawn from (seed, step, record id), [B]",
     "progress": "share of the run that is done, in [0, 1]",
 }
+
+
+# Names that the field uses for several objectives: none is guessed. In small letters, with _ for -.
+AMBIGUOUS: dict[str, tuple[str, ...]] = {
+    "rdpo": ("robust", "r_dpo", "rationale"),
+    "r_dpo": ("robust", "r_dpo", "rationale"),
+    "rpo": ("dpo_sft", "rpo_reward_aware", "irpo"),
+    "hypo": ("hypo", "hybrid_dpo"),
+    "hpo": ("hypo", "hybrid_dpo"),
+    "hinge": ("rso_hinge", "slic_hf"),
+    "tdpo": ("tdpo1", "tdpo2"),
+    "exo": ("exo_pref", "exo_rw"),
+    "aot": ("aot_paired", "aot_unpaired"),
+    "aot_pair": ("aot_paired", "aot_unpaired"),
+    "apo": ("apo_zero", "apo_down"),
+    "oipo": ("online_ipo", "online_ipo1"),
+    "mapo": ("sparsepo",),
+    "gpo": ("gpo_score",),
+}
+
+FED = ("Demos", "Points", "Pairs", "Groups", "Tokens", "Rollouts")
 
 
 def reference_named(need: str) -> str | None:
@@ -72,7 +96,8 @@ class Option:
 class Row:
     """What is known of an objective.
 
-    length: whether it was published on summed or mean log-probs; a run that chooses the other one is named so.
+    length: whether it was published on summed or mean log-probs; a run that chooses the other one is named so. `sum
+        only` if it divides by lengths or goes over tokens itself, so that a run cannot choose.
     unit: what is counted in the divisor: `example`, or `token` (the run's total of trained tokens).
     init: its value at policy = reference, as an expression over its options and `log` (`log(2)`, `1/(4*tau**2)`),
         and for points over `value`; or None where it has no fixed one.
@@ -80,6 +105,8 @@ class Row:
     stats: name of the function beside it that sees the global batch first; stats_needs: what that one needs.
     couples: `batch` if its losses cannot be computed example by example.
     classes: `both` if every batch must hold good and bad examples.
+    values: `probability` if the value of a point is taken for P(good), and must lie in [0, 1]; `scores` if both
+        responses of a pair must have been scored.
     exceptions: laws that it breaks on purpose, with the reason.
     """
 
@@ -97,6 +124,7 @@ class Row:
     stats: str | None = None
     couples: str | None = None
     classes: str | None = None
+    values: str | None = None
     aliases: tuple[str, ...] = ()
     exceptions: dict[str, str] = field(default_factory=dict)
     stats_needs: tuple[str, ...] = ()
@@ -140,11 +168,12 @@ def row(
     stats: str | None = None,
     couples: str | None = None,
     classes: str | None = None,
+    values: str | None = None,
     aliases: tuple[str, ...] = (),
     exceptions: dict[str, str] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Marks a function as an objective; the arguments are the fields of `Row` and must be literals."""
-    del paper, length, unit, init, invariance, stats, couples, classes, aliases, exceptions  # read from the tree
+    del paper, length, unit, init, invariance, stats, couples, classes, values, aliases, exceptions  # read elsewhere
     return lambda function: function
 
 
@@ -179,7 +208,7 @@ def _read(node: ast.FunctionDef, module: str, facts: dict[str, Any], stats: ast.
     return Row(
         name=node.name,
         module=module,
-        feeds_on=ast.unparse(first.annotation) if first.annotation else "",
+        feeds_on=ast.unparse(first.annotation).strip("'\"").rpartition(".")[2] if first.annotation else "",
         needs=tuple(a.arg for a in needs),
         options=options,
         doc=ast.get_docstring(node) or "",
@@ -193,27 +222,76 @@ def _positional(node: ast.FunctionDef) -> list[ast.arg]:
 
 
 def find(name: str) -> Row:
-    """The row called `name` or known by that alias.
+    """The row called `name` or known by that alias, or an objective of the user's: `my.py:name`.
 
     Raises:
         ConfigError: there is none; the message names the nearest.
     """
+    if ".py:" in name:
+        return _own(name)
     table = rows()
     if name in table:
         return table[name]
     for candidate in table.values():
         if name in candidate.aliases:
             return candidate
+    if meant := AMBIGUOUS.get(name.lower().replace("-", "_")):
+        listed = "; ".join(f"{m} ({table[m].paper}): {table[m].summary}" for m in meant)
+        raise ConfigError(f"several objectives are called {name!r}; say which one is meant: {listed}")
     raise ConfigError(f"no objective is called {name!r}; {nearest(name, table)}")
+
+
+@functools.cache
+def _own(name: str) -> Row:
+    """A function in a file of the user's as a row; what `@row(...)` does not say has its default."""
+    file, _, wanted = name.rpartition(":")
+    path = Path(file).expanduser()
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"objective {name!r}: the file cannot be read ({error.strerror})") from None
+    except (SyntaxError, UnicodeDecodeError) as error:
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise ConfigError(f"{file}{line}: this is no Python ({error})") from None
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if wanted not in functions:
+        raise ConfigError(f"{file} holds no function {wanted!r}; {nearest(wanted, functions)}")
+    try:
+        facts = {"paper": "none"} | (_facts(functions[wanted]) or {})
+        stats = functions[facts["stats"]] if facts.get("stats") else None
+        found = _read(functions[wanted], str(path.resolve()), facts, stats)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{name}: defaults of options and what @row says must be literals ({error})") from None
+    if found.feeds_on not in FED:
+        raise ConfigError(f"{name}: annotate the first argument with what it feeds on: {', '.join(FED)}")
+    for need in found.needs + found.stats_needs:
+        if need not in NEEDS and reference_named(need) is None:
+            raise ConfigError(f"{name}: nothing is called {need!r}; {nearest(need, NEEDS)} (options follow a *)")
+    return replace(found, name=name)
 
 
 def function(name: str) -> Callable[..., Any]:
     """The objective itself (imports torch)."""
     found = find(name)
-    return getattr(importlib.import_module(found.module), found.name)
+    return getattr(_module(found.module), found.name.rpartition(":")[2])
 
 
 def stats_function(name: str) -> Callable[..., Any] | None:
     """The row's stats function, or None."""
     found = find(name)
-    return getattr(importlib.import_module(found.module), found.stats) if found.stats else None
+    return getattr(_module(found.module), found.stats) if found.stats else None
+
+
+@functools.cache
+def _module(name: str) -> Any:
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file does
+        raise ConfigError(f"{name} cannot be imported ({type(error).__name__}: {error})") from error
+    return module

@@ -1,0 +1,210 @@
+"""Objectives on preferences that need be nobody's order: each policy is judged by whom it beats.
+
+Notation: rho = log pi - log pi_t, with pi_t the policy that sampled the responses, the last round's, as the reference;
+P(y > y') is the probability that a judge takes y; P(y > pi_t) its mean over responses of pi_t. Log-ratios are drawn to
+targets by squares; the log of the partition function is taken as it is at even odds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from accord.errors import ConfigError
+from accord.objectives._links import positive, square
+from accord.objectives.kinds import Pairs, Points, require_float32
+from accord.objectives.pairs import ipo, log_ratios
+from accord.objectives.points import log_ratio
+from accord.objectives.table import row
+
+
+@row(paper="2405.00675", init="((value - 0.5)/beta)**2", values="probability")
+def sppo(points: Points, ref: Points, *, beta: float = 0.001) -> Tensor:
+    """Self-Play Preference Optimization: the log-ratio of a response goes to its win rate over the last policy.
+
+    Equation:
+        L = (rho - (P(y > pi_t) - 1/2) / beta)^2
+        dL/dlogp = 2 (rho - (P - 1/2) / beta)
+
+    Args:
+        points: logp [B] nats, value [B] in [0, 1], the win rate of the response over those of the reference.
+        ref: the same under the reference, which must be the policy that sampled: the last round's.
+        beta: strength of the tie to it, 1/nats, above 0; the paper's 1/eta.
+
+    Returns:
+        [B] nats^2, ((P - 1/2) / beta)^2 at policy = reference.
+
+    Source: arXiv 2405.00675 (the official code was read). The official code takes the best and the worst of 5 responses
+    and halves the sum of both squares. beta = 0.001 asks for log-ratios of hundreds of nats: the number of steps stops
+    it, not the square.
+
+    Example: with beta = 0.1, rho = 2, P = 0.8: L = (2 - 3)^2 = 1.0.
+
+    >>> from accord.objectives.example import points
+    >>> round(sppo(points(-10, 0.8), points(-12, 0.8), beta=0.1).item(), 6)
+    1.0
+    """
+    positive(beta=beta)
+    return square(log_ratio(points, ref), (points.value - 0.5) / beta)
+
+
+@row(paper="2405.00675", init="1/(2*beta**2)")
+def sppo_hard(pairs: Pairs, ref: Pairs, *, beta: float = 0.001) -> Tensor:
+    """SPPO on a pair: the chosen one wins always, the rejected one never.
+
+    Equation:
+        L = (rho_w - 1/(2 beta))^2 + (rho_l + 1/(2 beta))^2
+        dL/da = 2 (rho_w - 1/(2 beta)),  dL/db = 2 (rho_l + 1/(2 beta))
+
+    Args:
+        pairs: chosen, rejected [B] nats.
+        ref: the same under the reference, which should be the policy that sampled: the last round's.
+        beta: strength of the tie to it, 1/nats, above 0.
+
+    Returns:
+        [B] nats^2, 1/(2 beta^2) at policy = reference.
+
+    Source: arXiv 2405.00675; the loss of this name in TRL, which sums the two and does not halve.
+
+    Example: with beta = 0.1, rho_w = 1, rho_l = -1: L = (1 - 5)^2 + (-1 + 5)^2 = 32.0.
+
+    >>> from accord.objectives.example import pairs
+    >>> round(sppo_hard(pairs(-10, -12), pairs(-11, -11), beta=0.1).item(), 6)
+    32.0
+    """
+    positive(beta=beta)
+    rho_w, rho_l = log_ratios(pairs, ref)
+    return square(rho_w, 0.5 / beta) + square(rho_l, -0.5 / beta)
+
+
+@row(paper="2410.02197", init="(value/beta)**2")
+def gpo_score(points: Points, ref: Points, *, beta: float = 0.001) -> Tensor:
+    """General Preference Optimization: the log-ratio of a response goes to its mean preference score.
+
+    Equation:
+        L = (rho - s / beta)^2,  s = mean over y' of pi_t of s(y > y')
+        dL/dlogp = 2 (rho - s / beta)
+
+    Args:
+        points: logp [B] nats, value [B], the score over the reference's responses: any number, 0 for even, such that
+            sigmoid(s) is the chance to win. s(y > y') = -s(y' > y), and it need not come from a reward.
+        ref: the same under the reference, which must be the policy that sampled: the last round's.
+        beta: strength of the tie to it, 1/nats, above 0.
+
+    Returns:
+        [B] nats^2, (s / beta)^2 at policy = reference.
+
+    Source: arXiv 2410.02197 (GPM; code and paper read), with log Z = 0. It is `sppo` with a score in place of the win
+    rate's distance from one half. Not Generalized Preference Optimization, which shares the letters.
+
+    Example: with beta = 0.1, rho = 2, s = 0.3: L = (2 - 3)^2 = 1.0.
+
+    >>> from accord.objectives.example import points
+    >>> round(gpo_score(points(-10, 0.3), points(-12, 0.3), beta=0.1).item(), 6)
+    1.0
+    """
+    positive(beta=beta)
+    return square(log_ratio(points, ref), points.value / beta)
+
+
+@row(paper="2407.00617", init="1/(4*eta**2)", invariance="shift")
+def inpo(pairs: Pairs, ref: Pairs, previous_ref: Pairs, *, eta: float = 0.0075, tau: float = 0.0025) -> Tensor:
+    """Iterative Nash Policy Optimization: IPO against a mixture of the first policy and the last round's.
+
+    Equation:
+        L = (h - 1/(2 eta))^2,  h = (a - b) - (tau/eta) (a_r - b_r) - (1 - tau/eta) (a_t - b_t)
+        dL/da = 2 (h - 1/(2 eta)) = -dL/db
+
+    Args:
+        pairs: chosen, rejected [B] nats, both sampled by the last round's policy; a judge chose.
+        ref: the same under the first policy.
+        previous_ref: the same under the last round's policy.
+        eta: strength of the ties together, 1/nats, above 0.
+        tau: strength of the tie to `ref`, above 0 and at most eta; equal to eta it is `ipo`.
+
+    Returns:
+        [B] nats^2, 1/(4 eta^2) where all three policies are the same.
+
+    Source: arXiv 2407.00617 (the abstract was read; the form is that of a digest and was checked against `ipo` with
+    the mixture pi_ref^(tau/eta) pi_t^(1 - tau/eta)). eta = 0.0075 and tau = eta/3 are from a third party's notes.
+
+    Example: with eta = 0.1, tau = 0.05, a - b = 2, a_r - b_r = 0, a_t - b_t = 1: h = 1.5, L = (1.5 - 5)^2 = 12.25.
+
+    >>> from accord.objectives.example import pairs
+    >>> round(inpo(pairs(-10, -12), pairs(-11, -11), pairs(-10, -11), eta=0.1, tau=0.05).item(), 6)
+    12.25
+    """
+    positive(eta=eta, tau=tau)
+    if tau > eta:
+        raise ConfigError(f"tau={tau} must be at most eta={eta}; set tau to it, or leave both out for their defaults")
+    require_float32(ref.chosen, ref.rejected, previous_ref.chosen, previous_ref.rejected)
+    share = tau / eta
+    chosen = share * ref.chosen + (1.0 - share) * previous_ref.chosen
+    rejected = share * ref.rejected + (1.0 - share) * previous_ref.rejected
+    return ipo(pairs, replace(ref, chosen=chosen, rejected=rejected), tau=eta)
+
+
+@row(paper="2503.08942", init="((strength - 0.5)/beta)**2", invariance="shift", aliases=("oipo2",))
+def online_ipo(pairs: Pairs, ref: Pairs, *, beta: float = 0.1) -> Tensor:
+    """Online IPO on the policy's own pairs (OIPO2): the margin goes to how much better than even chosen is.
+
+    Equation:
+        L = (Delta - (P(y_w > y_l) - 1/2) / beta)^2,  Delta = rho_w - rho_l
+        dL/da = 2 (Delta - (P - 1/2) / beta) = -dL/db
+
+    Args:
+        pairs: chosen, rejected [B] nats, both sampled by the policy; strength [B], P(chosen is better).
+        ref: the same under the reference.
+        beta: strength of the tie to the reference, 1/nats, above 0.
+
+    Returns:
+        [B] nats^2, ((P - 1/2) / beta)^2 at policy = reference. A pair of strength 1 is `ipo` with tau = beta.
+
+    Source: arXiv 2503.08942 (the official code was read).
+
+    Example: with beta = 0.1, Delta = 2, P = 0.8: L = (2 - 3)^2 = 1.0.
+
+    >>> from accord.objectives.example import pairs
+    >>> round(online_ipo(pairs(-10, -12, strength=0.8), pairs(-11, -11)).item(), 6)
+    1.0
+    """
+    positive(beta=beta)
+    rho_w, rho_l = log_ratios(pairs, ref)
+    return square(rho_w - rho_l, (pairs.strength - 0.5) / beta)
+
+
+@row(
+    paper="2503.08942",
+    init="((score_chosen - score_rejected)/beta)**2",
+    invariance="shift",
+    values="scores",
+    aliases=("oipo1",),
+)
+def online_ipo1(pairs: Pairs, ref: Pairs, *, beta: float = 0.1) -> Tensor:
+    """Online IPO on any pairs (OIPO1): the margin goes to the difference of their win rates over the policy.
+
+    Equation:
+        L = (Delta - (P(y_w > y'') - P(y_l > y'')) / beta)^2,  y'' sampled by the policy
+        dL/da = 2 (Delta - (P_w - P_l) / beta) = -dL/db
+
+    Args:
+        pairs: chosen, rejected [B] nats, from anywhere; score_chosen, score_rejected [B], the win rates over the
+            policy's responses, in [0, 1].
+        ref: the same under the reference.
+        beta: strength of the tie to the reference, 1/nats, above 0.
+
+    Returns:
+        [B] nats^2, ((P_w - P_l) / beta)^2 at policy = reference.
+
+    Source: arXiv 2503.08942 (the official code was read). EGPO is this loss, taken at a point a step ahead.
+
+    Example: with beta = 0.1, Delta = 2, P_w = 0.6, P_l = 0.3: L = (2 - 3)^2 = 1.0.
+
+    >>> from accord.objectives.example import pairs
+    >>> round(online_ipo1(pairs(-10, -12, scores=(0.6, 0.3)), pairs(-11, -11)).item(), 6)
+    1.0
+    """
+    positive(beta=beta)
+    rho_w, rho_l = log_ratios(pairs, ref)
+    return square(rho_w - rho_l, (pairs.score_chosen - pairs.score_rejected) / beta)
