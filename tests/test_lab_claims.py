@@ -1,0 +1,233 @@
+"""`lab claims`: the machinery on a budget of two updates; every recipe that is shipped is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from accord.data.records import Record, Response
+from accord.errors import AccordError, ConfigError
+from accord.lab import claims, trials
+from accord.lab.claims import MADE, Recipe, listed, run, verdict, written
+from accord.lab.frame import VERDICTS
+from tests.conftest import data_file
+
+RECIPE = """
+claim: Soft labels teach more than hard ones.
+paper: "2405.14103"
+note: A test.
+data: {name: slogans, start: 4, train: 6, held_out: 5}
+start: {objective: sft, responses: 4, max_steps: 9, learning_rate: 0.001, data: {as: answers}}
+settings: {max_steps: 9, learning_rate: 0.001, responses: 4, beta: 0.1}
+arms:
+  hard: {objective: dpo, data: {as: judged, labels: hard}}
+  twice:
+    - {objective: dpo, data: {as: judged, labels: soft}}
+    - {objective: soft_dpo, data: {as: judged, labels: soft}}
+cases:
+  accuracy: {more: twice, than: hard, in: accuracy}
+  rule: {more: twice, than: hard, in: rule, within: 0.1}
+"""
+UNTESTED = """
+claim: A claim that needs a large judge.
+paper: "2312.02554"
+not_testable: There is no judge.
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return str(data_file("tiny-lm/hf/config.json").parent)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("claims")
+    (folder / "recipes").mkdir()
+    (folder / "recipes" / "soft.yaml").write_text(RECIPE)
+    (folder / "recipes" / "judge.yaml").write_text(UNTESTED)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(tiny, place):
+    return run(seeds=2, policy=tiny, folder=str(place / "kept"), recipes=str(place / "recipes"), max_steps=2)
+
+
+def test_every_claim_ends_and_the_page_says_how(found, place):
+    ends = {c.claim: c.verdict for c in found.claims}
+    assert ends["A claim that needs a large judge."] == "not testable here"
+    assert set(ends.values()) <= set(VERDICTS)
+    page = (place / "kept" / "claims.md").read_text()
+    assert "Only 2 updates each" in page
+    assert "| [soft](#soft) | 2405.14103 |" in page
+    assert "There is no judge." in page
+
+
+def test_every_seed_of_every_arm_was_measured(found):
+    arms = found.numbers["recipes"]["soft"]["arms"]
+    assert set(arms) == {"hard", "twice"}
+    for measures in arms.values():
+        assert set(measures) == {"accuracy", "nll", "rule"}
+        assert all(len(v) == 2 and np.isfinite(v).all() for v in measures.values())
+    assert arms["hard"]["nll"] != arms["twice"]["nll"]
+
+
+def test_what_is_done_is_not_repeated_and_a_stop_is_gone_on_from(found, tiny, place, monkeypatch):
+    trained = []
+    real = claims.train
+    monkeypatch.setattr(claims, "train", lambda *a, **k: (trained.append(k["output"]), real(*a, **k))[1])
+    again = run(seeds=2, policy=tiny, folder=str(place / "kept"), recipes=str(place / "recipes"), max_steps=2)
+    assert not trained
+    assert json.dumps(again.numbers) == json.dumps(found.numbers)
+    monkeypatch.chdir(place)  # the same folder by another name
+    run(seeds=2, policy=tiny, folder="kept", recipes=str(place / "recipes"), max_steps=2)
+    assert not trained
+    lost = place / "kept" / "soft" / "seed-1" / "twice"
+    (lost / "measured.json").unlink()
+    import shutil
+
+    shutil.rmtree(lost / "1")
+    again = run(seeds=2, policy=tiny, folder=str(place / "kept"), recipes=str(place / "recipes"), max_steps=2)
+    assert [Path(t).parts[-3:] for t in trained] == [("seed-1", "twice", "1")]
+    assert json.dumps(again.numbers) == json.dumps(found.numbers)
+
+
+def test_a_recipe_that_has_changed_is_trained_anew(found, tiny, place, monkeypatch):
+    other = place / "changed"
+    other.mkdir()
+    (other / "soft.yaml").write_text(RECIPE.replace("beta: 0.1", "beta: 0.2"))
+    trained = []
+
+    def stop(*a, **k):
+        trained.append(Path(k["output"]).parts[-3:])
+        raise AccordError("enough")
+
+    monkeypatch.setattr(claims, "train", stop)
+    with pytest.raises(AccordError, match="enough"):
+        run(seeds=2, policy=tiny, folder=str(place / "kept"), recipes=str(other), max_steps=2)
+    assert trained == [("seed-0", "hard", "0")]  # the start, which has no beta, is still good
+
+
+def test_tokens_are_responses_times_updates_times_length(tiny, place):
+    trial = claims.Trial(tiny, place / "none", 2)
+    recipe = listed(place / "recipes")["soft"]
+    assert trial.tokens(recipe, 3) == int(trial._mean_length("slogans") * 4 * 2 * 3 * 3)  # three trainings a seed
+    assert trial.settings(recipe, recipe.arms["hard"][0])["max_steps"] == 2
+
+
+def test_slices_are_disjoint_and_the_start_is_in_none(tiny):
+    trial = claims.Trial(tiny, Path("none"))
+    data = claims.Data("slogans", train=50, held_out=20, start=30)
+    start = {r.id for r in trial.records("slogans")[:30]}
+    seen = []
+    for seed in (0, 1):
+        train, held = ({r.id for r in part} for part in trial.slices(data, seed))
+        assert (len(train), len(held)) == (50, 20)
+        assert not train & held
+        assert not start & (train | held)
+        seen.append(train)
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in claims.RECIPES.glob("*.yaml")))
+def test_a_shipped_recipe_can_be_read_and_its_settings_are_known(name):
+    """Every arm's settings pass what `train` checks, and every source that is named is what the cases need."""
+    from accord import config
+    from accord.training import plan
+
+    recipe = listed(claims.RECIPES)[name]
+    assert len(recipe.claim) > 20
+    assert recipe.paper in ("2312.02554", "2406.07327", "2405.14103", "2312.07401")
+    if recipe.not_testable:
+        return
+    assert recipe.cases
+    for stages in [*recipe.arms.values(), *([[recipe.start]] if recipe.start else [])]:
+        updates = sum((recipe.settings | s)["max_steps"] for s in stages)
+        if stages != [recipe.start]:
+            assert updates == recipe.settings["max_steps"], "equal compute"
+        for stage in stages:
+            own = {} if stages == [recipe.start] else recipe.settings
+            settings = {k: v for k, v in (own | stage).items() if k not in ("data", "train", "responses")}
+            known = config.settings().keys()
+            options = {k: v for k, v in settings.items() if k not in known}
+            given = {k: settings[k] for k in ("view", "length", "log_z") if k in settings}
+            plan.terms(settings["objective"], options, **given)
+            assert MADE[(stage.get("data") or recipe.data.made).get("as", "given")]
+
+
+def test_what_a_recipe_says_wrongly_is_named(tmp_path):
+    def read(old, new):
+        (tmp_path / "x.yaml").write_text(RECIPE.replace(old, new))
+        return Recipe.read(tmp_path / "x.yaml")
+
+    with pytest.raises(ConfigError, match="twice"):
+        read("more: twice", "more: twise")
+    with pytest.raises(ConfigError, match="accuracy"):
+        read("in: accuracy", "in: acuracy")
+    with pytest.raises(ConfigError, match="settings"):
+        read("settings:", "setings:")
+    with pytest.raises(ConfigError, match="held_out"):
+        read("held_out: 5", "heldout: 5")
+    with pytest.raises(ConfigError, match="no recipe"):
+        listed(tmp_path / "nothing")
+
+
+def recipe_of(**cases):
+    return Recipe("x", "A claim.", "", cases=cases)
+
+
+def test_verdicts():
+    arms = {
+        "a": {"nll": [1.0, 1.1, 0.9], "rule": [0.5, 0.6, 0.55]},
+        "b": {"nll": [2.0, 2.1, 1.9], "rule": [0.5, 0.6, 0.54]},
+    }
+    less = {"less": "a", "than": "b", "in": "nll"}
+    assert verdict(recipe_of(one=less), arms).verdict == "held"
+    assert verdict(recipe_of(one={**less, "less": "b", "than": "a"}), arms).verdict == "not seen"
+    unsure = {"more": "a", "than": "b", "in": "rule"}
+    assert verdict(recipe_of(one=unsure), arms).verdict == "inconclusive"
+    assert "seeds would decide" in verdict(recipe_of(one=unsure), arms).because
+    assert verdict(recipe_of(one=less, two=unsure), arms).verdict == "held under conditions"
+    assert verdict(recipe_of(one={**unsure, "within": 0.05}), arms).verdict == "held"
+    gains = {"more": "a - b", "than": "b - a", "in": "nll"}
+    assert verdict(recipe_of(one=gains), arms).verdict == "not seen"
+    order = verdict(recipe_of(one={"correlation": ["nll", "nll"]}), arms)
+    assert order.verdict == "held"
+    assert "+1 [+1, +1]" in order.because
+
+
+def slogan_records():
+    rules = [a for a in trials.bundled("slogans", "train") if a.rule == "slogan:words=3"][:20]
+    texts = ("one two three", "one two", "one two three four five six")
+    return [Record(prompt=a.prompt, responses=tuple(Response(text=t) for t in texts)) for a in rules]
+
+
+def test_records_that_are_made():
+    records = slogan_records()
+    random = np.random.default_rng(0)
+    widest = MADE["widest"](records, random)
+    assert {(r.responses[0].text, r.responses[1].text) for r in widest} == {
+        ("one two three", "one two three four five six")
+    }
+    noisy = MADE["positives"](records, random, quality="noisy", wrong=0.5)
+    assert {r.responses[0].text for r in noisy} == {"one two three", "one two three four five six"}
+    soft = MADE["judged"](records, random, labels="soft")
+    for r in soft:
+        a, b = (claims._bundled_rule(r).scores([x])[0] for x in r.responses)
+        assert r.judgements[0].value == pytest.approx(1 / (1 + np.exp(-4 * (a - b))))
+    hard = MADE["judged"](records, random, labels="hard", each=8)
+    assert {r.judgements[0].value for r in hard} == {0.0, 1.0}
+    sure = [r for r in hard if {x.text for x in r.responses} == {"one two three", "one two three four five six"}]
+    right = np.mean([(r.judgements[0].value == 1) == (r.responses[0].text == "one two three") for r in sure])
+    assert 0.9 < right <= 1.0  # sigmoid(4 * 1) = 0.98
+    assert len(MADE["answers"](records, random)) == 3 * len(records)
+
+
+def test_the_page_is_made_of_the_numbers_alone(found, place):
+    assert written(json.loads(json.dumps(found.numbers))) == (place / "kept" / "claims.md").read_text()
+    pytest.importorskip("matplotlib")
+    assert claims.figures(json.loads(json.dumps(found.numbers)))["arms"].axes
