@@ -232,7 +232,7 @@ def corpora(draw) -> Corpus:
         for a, b in draw(st.lists(two, min_size=1, max_size=8))
     ]
     demos = [Item("Demos", {"response": p}, {}, p, "s", 1.0) for p in draw(st.lists(place, min_size=1, max_size=8))]
-    return Corpus([], sequences, [], {"pairs": pairs, "demos": demos}, Counts())
+    return Corpus([], sequences, {"pairs": pairs, "demos": demos}, Counts())
 
 
 @settings(max_examples=100, deadline=None)
@@ -411,7 +411,7 @@ def schedules(draw) -> tuple[Corpus, list[TermSpec], int, int]:
     strata = sum(len({i.source for i in several}) for several in items.values())
     one = Sequence(np.zeros(1, np.int32), np.zeros(1, np.int32), np.ones(1, bool))
     return (
-        Corpus([], [one], [], items, Counts()),
+        Corpus([], [one], items, Counts()),
         specs,
         draw(st.integers(strata, strata + 20)),
         draw(st.integers(0, 9)),

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
 from accord.data.chat import Chat, Sequence
 from accord.data.records import Record
-from accord.data.views import Branch, Counts, Example, nothing
+from accord.data.store import Column, Making, Store, Table, Tuples, cache_root, spread
+from accord.data.views import Branch, Counts, Example, Examples, nothing
 from accord.errors import ConfigError
 
 
@@ -48,48 +52,272 @@ class Item:
         return tuple(p for r in self.roles.values() for p in ((r,) if isinstance(r, int) else r))
 
 
-@dataclass
-class Corpus:
-    """Records as tokens. `items[name]` are the examples of term `name`; `sequences` are shared by all terms."""
-
-    records: list[Record]
-    sequences: list[Sequence]
-    branches: list[Branch]
-    items: dict[str, list[Item]]
-    counts: Counts
+@dataclass(frozen=True, eq=False)
+class Items(Table[Item]):
+    """Items in columns; a branch is a place in the corpus, or -1 where no sequence was made."""
 
     @classmethod
-    def build(cls, records: list[Record], examples: dict[str, list[Example]], chat: Chat, counts: Counts) -> Corpus:
+    def of(cls, items: Iterable[Item]) -> Items:
+        """The same in columns."""
+        if isinstance(items, Items):
+            return items
+        made = Making()
+        for item in items:
+            made.add(item, item.roles)
+        return cls(**made.done())
+
+    def _row(self, i: int) -> Item:
+        roles = {role: column.item(i) for role, column in self.branches.items()}
+        values = {name: column.item(i) for name, column in self.values.items()}
+        source, weight = self.names[int(self.sources[i])], float(self.weights[i])
+        return Item(self.kind, roles, values, int(self.records[i]), source, weight)
+
+
+class Tokens(Seq[Sequence]):
+    """Sequences in a file: four bytes a token, and a context once for the responses that share it.
+
+    Each stands as a head (how far back its context begins, lengths of context and response, flags, number of later
+    turns), its ids (those that are not trained as ~id) and, if they are known, the log-probs of who sampled it.
+    """
+
+    HEAD = 5
+
+    def __init__(self) -> None:
+        cache_root().mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=cache_root())  # noqa: SIM115 - it goes when this object goes
+        self._heads = array("q")
+        self._end = 0
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    def __iadd__(self, sequences: Iterable[Sequence]) -> Tokens:
+        """Adds sequences; those of one call may share contexts."""
+        pieces: list[np.ndarray] = []
+        contexts: dict[bytes, int] = {}
+        end = self._end
+        for first in sequences:
+            turns = (first, *first.later)
+            for s in turns:
+                if s.context.tobytes() not in contexts:
+                    contexts[s.context.tobytes()] = end
+                    pieces.append(s.context)
+                    end += len(s.context)
+            self._heads.append(end)
+            for s in turns:
+                back, flags = end - contexts[s.context.tobytes()], s.cut + 2 * (s.old is not None)
+                pieces.append(np.array([back, len(s.context), len(s.ids), flags, len(s.later)]))
+                pieces.append(np.where(s.trained, s.ids, ~s.ids))
+                pieces += [] if s.old is None else [s.old.astype(np.float32).view(np.int32)]
+                end += self.HEAD + len(s.ids) * (1 if s.old is None else 2)
+        self._file.seek(4 * self._end)
+        self._file.write(np.concatenate(pieces).astype(np.int32).tobytes())
+        self._end = end
+        return self
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        first, at = self._at(self._heads[index])
+        later = []
+        for _ in range(first[1]):
+            turn, at = self._at(at)
+            later.append(turn[0])
+        return replace(first[0], later=tuple(later))
+
+    def _at(self, head: int) -> tuple[tuple[Sequence, int], int]:
+        """The sequence at a place of the file, how many later turns it has, and where the next one stands."""
+        back, p, n, flags, later = self._read(head, self.HEAD).tolist()
+        at = head + self.HEAD
+        raw = self._read(at, n)
+        old = self._read(at + n, n).view(np.float32) if flags & 2 else None
+        context = self._read(head - back, p)
+        found = Sequence(context, np.where(raw < 0, ~raw, raw), raw >= 0, bool(flags & 1), old)
+        return (found, later), at + (2 * n if flags & 2 else n)
+
+    def _read(self, at: int, n: int) -> np.ndarray:
+        self._file.seek(4 * at)
+        return np.frombuffer(self._file.read(4 * n), np.int32)
+
+
+@dataclass
+class Corpus:
+    """Records as tokens. `items[name]` are the examples of term `name`; `sequences` are shared by all terms, and
+    `tokens` counts what they hold: `context` and `trained`."""
+
+    records: Seq[Record]
+    sequences: Seq[Sequence]
+    items: dict[str, Seq[Item]]
+    counts: Counts
+    tokens: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def build(
+        cls, records: Seq[Record], examples: Mapping[str, Seq[Example]], chat: Chat, counts: Counts,
+        progress: Callable[[int, int], None] = lambda done, of: None,
+    ) -> Corpus:  # fmt: skip
         """Tokenises what the examples use, once a branch, cutting all responses of a prompt alike.
 
-        Examples that lose a branch (their record was dropped) are left out; `counts` says why.
+        Examples that lose a branch (their record was dropped), and pairs of which both sides are the same tokens, are
+        left out; `counts` says why.
         """
-        wanted: dict[tuple[int, tuple | None], dict[int, Branch]] = {}
-        for example in (e for several in examples.values() for e in several):
-            for role in example.branches.values():
-                for b in (role,) if isinstance(role, Branch) else role:
-                    wanted.setdefault((b.record, b.context), {})[b.response] = b
-        place: dict[Branch, int] = {}
-        sequences: list[Sequence] = []
-        branches: list[Branch] = []
-        for (record, _), responses in wanted.items():
-            ordered = [responses[i] for i in sorted(responses)]
-            for branch, sequence in zip(ordered, chat.encode(records[record], ordered, counts) or (), strict=False):
-                place[branch] = len(sequences)
-                sequences.append(sequence)
-                branches.append(branch)
-        items = {name: [i for e in several if (i := _item(e, place))] for name, several in examples.items()}
-        return cls(records, sequences, branches, items, counts)
+        encoding = Encoding(records, examples, chat, counts)
+        encoding.encode(progress=progress)
+        encoding.finish()
+        return encoding.corpus
 
 
-def _item(example: Example, place: dict[Branch, int]) -> Item | None:
-    roles: dict[str, int | tuple[int, ...]] = {}
-    for name, role in example.branches.items():
-        branches = (role,) if isinstance(role, Branch) else role
-        if any(b not in place for b in branches):
-            return None
-        roles[name] = place[role] if isinstance(role, Branch) else tuple(place[b] for b in branches)
-    return Item(example.kind, roles, example.values, example.record, example.source, example.weight)
+READY, OPEN, LOST = 1, 0, -1  # of an example: it has all its sequences; not yet; it never will
+
+
+class Encoding:
+    """The branches that examples point at, on their way to the sequences of `corpus`.
+
+    They are numbered: the responses of the first record, those of the second, ..., then branches under other contexts.
+    `place` [branches] says where in `sequences` each stands: -1 not yet, -2 its record was dropped.
+    """
+
+    def __init__(self, records: Seq[Record], examples: Mapping[str, Seq[Example]], chat: Chat, counts: Counts) -> None:
+        self.records, self.chat, self.counts = records, chat, counts
+        self.sequences: Any = Tokens() if isinstance(records, Store) else []
+        self.examples = {name: Examples.of(several) for name, several in examples.items()}
+        width = np.zeros(len(records), np.int32)
+        for table in self.examples.values():
+            for b in table.others:
+                width[b.record] = max(width[b.record], b.response + 1)
+            for column in table.branches.values():
+                flat, owner = _flat(column, table.records)
+                np.maximum.at(width, owner[flat >= 0], flat[flat >= 0] + 1)
+        self.first = np.concatenate([[0], np.cumsum(width, dtype=np.int64)])  # number of each record's first response
+        self.others: dict[Branch, int] = {}
+        self.numbers = {name: self._numbered(table) for name, table in self.examples.items()}
+        self.place = np.full(self.first[-1] + len(self.others), -1, np.int32)
+        self.wanted = np.zeros(len(self.place), bool)
+        for items in self.numbers.values():
+            for column in items.branches.values():
+                self.wanted[_flat(column, items.records)[0]] = True
+        self.apart: dict[tuple[int, Any], list[Branch]] = {}  # branches under other contexts, by what is cut together
+        for branch in self.others:
+            self.apart.setdefault((branch.record, branch.context), []).append(branch)
+        self.corpus = Corpus(records, self.sequences, dict(self.numbers), counts)
+        self.twins: dict[int, int] = {}  # a branch of the same tokens as another one, to the first of these
+
+    def _numbered(self, table: Examples) -> Items:
+        """The examples with the numbers of their branches."""
+
+        def numbers(column: Column) -> Column:
+            flat, owner = _flat(column, table.records)
+            found = np.where(flat >= 0, self.first[owner] + flat, flat).astype(np.int32)
+            for i in np.flatnonzero(flat < 0):
+                found[i] = self._number(table.others[~flat[i]])
+            return Tuples(found, column.stops) if isinstance(column, Tuples) else found
+
+        branches = {role: numbers(column) for role, column in table.branches.items()}
+        return Items(table.kind, branches, table.values, table.records, table.sources, table.weights, table.names)
+
+    def _number(self, branch: Branch) -> int:
+        if branch.context is None:
+            return int(self.first[branch.record]) + branch.response
+        return self.others.setdefault(branch, int(self.first[-1]) + len(self.others))
+
+    def encode(
+        self, numbers: np.ndarray | None = None, progress: Callable[[int, int], None] = lambda done, of: None
+    ) -> None:
+        """Makes the sequences of these branches (None: of all), and of those that are cut together with them."""
+        own = self.place[: self.first[-1]]
+        asked = np.flatnonzero(self.wanted[: len(own)] & (own == -1)) if numbers is None else numbers
+        asked = asked[(asked < len(own)) & (self.place[asked] == -1)]
+        records = np.unique(np.searchsorted(self.first, asked, side="right") - 1)
+        for done, r in enumerate(records.tolist(), 1):
+            start, stop = self.first[r : r + 2].tolist()
+            found = (start + np.flatnonzero(self.wanted[start:stop])).tolist()
+            self._encode(r, [Branch(r, number - start) for number in found], found)
+            if done % 100 == 0 or done == len(records):
+                progress(done, len(records))
+        for (r, _), branches in self.apart.items():
+            found = [self.others[b] for b in branches]
+            if self.place[found[0]] == -1 and (numbers is None or np.isin(found, numbers).any()):
+                self._encode(r, branches, found)
+
+    def _encode(self, record: int, branches: list[Branch], numbers: list[int]) -> None:
+        """One record's responses under one context."""
+        order = sorted(range(len(branches)), key=lambda i: branches[i].response)
+        numbers = [numbers[i] for i in order]
+        made = self.chat.encode(self.records[record], [branches[i] for i in order], self.counts)
+        if made is None:
+            self.place[numbers] = -2
+            return
+        self.place[numbers] = len(self.sequences) + np.arange(len(made))
+        self.sequences += made
+        known: dict[Any, int] = {}
+        for number, sequence in zip(numbers, made, strict=True):
+            turns = (sequence, *sequence.later)
+            alike = tuple(part.tobytes() for s in turns for part in (s.context, s.ids, s.trained))
+            first = known.setdefault(alike, number)
+            if first != number:
+                self.twins[number] = first
+            self.corpus.tokens["context"] += sum(len(s.context) for s in turns)
+            self.corpus.tokens["trained"] += sum(int(s.trained.sum()) for s in turns)
+
+    def state(self, name: str, index: np.ndarray | None = None) -> np.ndarray:
+        """READY, OPEN or LOST for each example of a term, or for those at `index`; what is lost is counted once."""
+        items: Items = self.numbers[name] if index is None else self.numbers[name].take(index)
+        worst = np.zeros(len(items), np.int32)
+        for column in items.branches.values():
+            places = self.place[_flat(column, items.records)[0]]
+            if isinstance(column, Tuples):
+                places = np.minimum.reduceat(places, column.starts)
+            worst = np.minimum(worst, places)
+        found = np.where(worst == 0, READY, np.where(worst == -1, OPEN, LOST))
+        if self.twins and items.kind == "Pairs":
+            sides = np.stack([np.asarray(items.branches[side]) for side in ("chosen", "rejected")], 1)
+            for i in np.flatnonzero((found == READY) & np.isin(sides, list(self.twins)).any(1)):
+                if len({self.twins.get(number, number) for number in sides[i].tolist()}) == 1:
+                    found[i] = LOST
+                    about = self.records[int(items.records[i])]
+                    self.counts.add("dropped: chosen and rejected are the same tokens", about)
+        return found
+
+    def encode_for(
+        self, schedule: Schedule, steps: int, progress: Callable[[int, int], None] = lambda done, of: None
+    ) -> bool:
+        """Makes what the first `steps` updates take; examples that cannot be made give way to the next ones.
+
+        False if that leaves nothing of a stratum: then the schedule is not the one that the whole would have.
+        """
+        while True:
+            missing = []
+            for name, index in schedule.asked(steps).items():
+                state = self.state(name, index)
+                if (state == LOST).any() and not schedule.leave_out(name, index[state == LOST]):
+                    return False
+                items = self.numbers[name].take(index[state != READY])
+                missing += [_flat(column, items.records)[0] for column in items.branches.values()]
+            numbers = np.concatenate(missing)
+            if not len(numbers):
+                return True
+            self.encode(numbers, progress)
+
+    def finish(self, *, whole: bool = True) -> None:
+        """Points the corpus's examples at what was made. `whole`: everything was, and examples that have not all of
+        their sequences are left out."""
+        for name, items in self.numbers.items():
+            if whole and not (ready := self.state(name) == READY).all():
+                items = items.take(np.flatnonzero(ready))
+            branches = {
+                role: Tuples(self.place[column.flat], column.stops)
+                if isinstance(column, Tuples)
+                else self.place[column]
+                for role, column in items.branches.items()
+            }
+            self.corpus.items[name] = replace(items, branches=branches)
+
+
+def _flat(column: Column, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of a column one after another, and the record that each belongs to."""
+    if isinstance(column, Tuples):
+        return column.flat, np.repeat(owner, column.stops - column.starts)
+    return column, owner
 
 
 # -- the schedule: which examples make an update ----------------------------------------------------------------------
@@ -99,14 +327,14 @@ def _item(example: Example, place: dict[Branch, int]) -> Item | None:
 class Stratum:
     """Examples that share a quota: one term, one source, and one class where a row needs both.
 
-    share: this stratum's part of the batch before rounding; blocks: items of one record, kept together so that a
-    prompt is computed once.
+    share: this stratum's part of the batch before rounding; starts: where in `items` those of the next record begin,
+    which stand side by side so that a prompt is computed once; it closes with the number of items.
     """
 
     term: str
     label: str
-    items: tuple[int, ...]
-    blocks: tuple[tuple[int, ...], ...]
+    items: np.ndarray
+    starts: np.ndarray
     share: float
 
 
@@ -139,10 +367,13 @@ class Schedule:
 
     def __init__(self, corpus: Corpus, terms: Seq[TermSpec], batch_size: int, seed: int) -> None:
         self.corpus, self.batch_size, self.seed = corpus, batch_size, seed
-        known = {item.source for t in terms for item in corpus.items[t.name]}
+        tables = {t.name: Items.of(corpus.items[t.name]) for t in terms}
+        known = {items.names[i] for items in tables.values() for i in np.unique(items.sources)}
         if unknown := {source for t in terms for source in t.source_weights} - known:
             raise ConfigError(f"weights are given for {sorted(unknown)}, but there are {sorted(known)}")
-        self.strata = [s for t in terms for s in self._strata(t, self._shares(terms)[t.name])]
+        shares = self._shares(terms, tables)
+        self._places = {t.name: place for place, t in enumerate(terms)}
+        self.strata = [s for t in terms for s in self._strata(t, tables[t.name], shares[t.name])]
         total = sum(s.share for s in self.strata)
         if batch_size < len(self.strata):
             raise ConfigError(
@@ -158,8 +389,12 @@ class Schedule:
         self._part = np.maximum(ideal - self._whole, 0.0)
         self._taken = [np.zeros(len(self.strata), int)]  # examples taken before step s
         self._credit = np.zeros(len(self.strata))
+        self._sizes = [len(s.items) for s in self.strata]
+        self._lost: dict[str, np.ndarray] = {}
+        self._order = functools.lru_cache(2 * len(self.strata))(self._drawn)
 
-    def _shares(self, terms: Seq[TermSpec]) -> dict[str, float]:
+    @staticmethod
+    def _shares(terms: Seq[TermSpec], tables: Mapping[str, Items]) -> dict[str, float]:
         """Part of the batch of each term: what it was given; what is left, by (weighted) numbers of examples."""
         given = sum(t.share for t in terms if t.share is not None)
         free = [t for t in terms if t.share is None]
@@ -167,36 +402,36 @@ class Schedule:
             raise ConfigError(
                 f"shares must be above 0 and leave something for {', '.join(t.name for t in free) or 'all'}"
             )
-        sizes = {
-            t.name: sum(t.source_weights.get(item.source, 1.0) for item in self.corpus.items[t.name]) for t in free
-        }
+        sizes = {}
+        for t in free:
+            items = tables[t.name]
+            weights = [t.source_weights.get(source, 1.0) for source in items.names]
+            sizes[t.name] = sum(weights[source] for source in array("i", items.sources.tobytes()))
         left = (1.0 - given) / max(sum(sizes.values()), 1e-9)
         return {t.name: t.share if t.share is not None else left * sizes[t.name] for t in terms}
 
-    def _strata(self, term: TermSpec, share_of_term: float) -> Iterator[Stratum]:
-        items = self.corpus.items[term.name]
+    def _strata(self, term: TermSpec, items: Items, share_of_term: float) -> Iterator[Stratum]:
         if not items:
             why = nothing(self.corpus.counts, len(self.corpus.records))
             raise ConfigError(f"nothing to train {term.name!r} on: {why}. See `accord data check`")
-        by_class: dict[tuple[str, bool | None], list[int]] = {}
-        for index, item in enumerate(items):
-            good = float(item.values["value"]) >= 0.5 if term.both_classes else None  # type: ignore[arg-type]
-            by_class.setdefault((item.source, good), []).append(index)
-        if term.both_classes and len({good for _, good in by_class}) < 2:
-            which = "good" if next(iter(by_class))[1] else "bad"
+        good = np.asarray(items.values["value"]) >= 0.5 if term.both_classes else np.zeros(len(items), bool)
+        classes = 2 * items.sources + good
+        found, first = np.unique(classes, return_index=True)
+        found = found[np.argsort(first)].tolist()
+        if term.both_classes and len({number % 2 for number in found}) < 2:
+            which = "good" if good[0] else "bad"
             raise ConfigError(
                 f"{term.name!r} needs good and bad examples, but all {len(items)} are {which}; "
                 "set a threshold for ratings, or train with sft or ulma"
             )
+        by_class = {(items.names[n // 2], n % 2): np.flatnonzero(classes == n).astype(np.int32) for n in found}
         size = sum(term.source_weights.get(source, 1.0) * len(v) for (source, _), v in by_class.items())
-        for (source, good), indices in by_class.items():
-            blocks: dict[int, list[int]] = {}
-            for index in indices:
-                blocks.setdefault(items[index].record, []).append(index)
+        for (source, is_good), indices in by_class.items():
             part = term.source_weights.get(source, 1.0) * len(indices) / size
             share = part * share_of_term
-            label = "/".join(str(x) for x in (term.name, source, {True: "good", False: "bad", None: ""}[good]) if x)
-            yield Stratum(term.name, label, tuple(indices), tuple(map(tuple, blocks.values())), share)
+            name = ("bad", "good")[is_good] if term.both_classes else ""
+            label = "/".join(x for x in (term.name, source, name) if x)
+            yield Stratum(term.name, label, *_by_record(indices, items.records[indices]), share)
 
     def quotas(self, step: int) -> np.ndarray:
         """Examples of each stratum in update `step` (from 0)."""
@@ -212,21 +447,45 @@ class Schedule:
             self._taken.append(self._taken[-1] + self._whole + extra)
         return self._taken[step]
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019 - a schedule lives as long as its run
-    def _order(self, stratum: int, turn: int) -> np.ndarray:
+    def _drawn(self, stratum: int, turn: int) -> np.ndarray:
+        """The order of a stratum's items in a pass over them."""
         here = self.strata[stratum]
-        blocks = seeded(self.seed, here.label, turn).permutation(len(here.blocks))
-        return np.concatenate([np.asarray(here.blocks[b]) for b in blocks])
+        what = here.label.removeprefix(here.term)  # objectives are compared in the same order of examples
+        blocks = seeded(self.seed, self._places[here.term], what, turn).permutation(len(here.starts) - 1)
+        alone = len(here.starts) > len(here.items)
+        order = here.items[blocks if alone else spread(here.starts[blocks], here.starts[blocks + 1])]
+        lost = self._lost.get(here.term)
+        return order if lost is None else order[~lost[order]]
 
     def batch(self, step: int) -> Batch:
         """The update `step`, counted from 0."""
         chosen: dict[str, list[int]] = {}
         starts, quotas = self._until(step), self.quotas(step)
         for index, stratum in enumerate(self.strata):
-            n = len(stratum.items)
+            n = self._sizes[index]
             for position in range(starts[index], starts[index] + quotas[index]):
                 chosen.setdefault(stratum.term, []).append(int(self._order(index, position // n)[position % n]))
         return gather(self.corpus, chosen)
+
+    def asked(self, steps: int) -> dict[str, np.ndarray]:
+        """The items of each term that the first `steps` updates take."""
+        found: dict[str, list[np.ndarray]] = {}
+        for index, (stratum, taken) in enumerate(zip(self.strata, self._until(steps).tolist(), strict=True)):
+            found.setdefault(stratum.term, []).append(self._order(index, 0)[:taken])
+        return {term: np.concatenate(parts) for term, parts in found.items()}
+
+    def leave_out(self, term: str, items: np.ndarray) -> bool:
+        """Leaves out items that turn out to have no sequences: in every order the next ones take their places.
+
+        False if that leaves nothing of a stratum.
+        """
+        lost = self._lost.setdefault(term, np.zeros(len(self.corpus.items[term]), bool))
+        lost[items] = True
+        self._order.cache_clear()
+        for index, stratum in enumerate(self.strata):
+            if stratum.term == term:
+                self._sizes[index] = int((~lost[stratum.items]).sum())
+        return all(self._sizes)
 
     @property
     def examples(self) -> int:
@@ -235,6 +494,16 @@ class Schedule:
     def steps_for(self, epochs: float) -> int:
         """Updates until every example has been seen `epochs` times on average."""
         return max(1, int(np.ceil(self.examples * epochs / self.batch_size - 1e-9)))
+
+
+def _by_record(indices: np.ndarray, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Items with those of one record side by side, records as they first come; and where each record's begin."""
+    if (np.diff(records) < 0).any():
+        _, first, inverse = np.unique(records, return_index=True, return_inverse=True)
+        order = np.argsort(first[inverse], kind="stable")
+        indices, records = indices[order], records[order]
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(records)) + 1, [len(indices)]])
+    return indices, starts.astype(np.int32)
 
 
 # -- a batch: examples and the sequences they point at ----------------------------------------------------------------
@@ -311,6 +580,8 @@ def gather(corpus: Corpus, chosen: Mapping[str, Seq[int]]) -> Batch:
         items = [corpus.items[name][i] for i in indices]
         for item in items:
             for place in item.places:
+                if place < 0:
+                    raise IndexError("this example lies beyond the updates that were tokenised")
                 if place not in where:
                     where[place] = len(sequences)
                     sequences += [corpus.sequences[place], *corpus.sequences[place].later]

@@ -17,17 +17,22 @@ examples of one kind: demonstrations (`Demos`), judged responses (`Points`), pre
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from itertools import combinations, combinations_with_replacement, product
 from statistics import median
 from typing import Any, Literal, get_args, get_type_hints
 
+import numpy as np
+
 from accord.data.records import FEEDBACK_KINDS, KIND_OF_JUDGEMENT, Judgement, Message, Record, Response
+from accord.data.store import Growing, Making, Table, each, taken
 from accord.errors import ConfigError, nearest
 
 NAN = math.nan
@@ -61,6 +66,53 @@ class Example:
     weight: float
 
 
+@dataclass(frozen=True, eq=False)
+class Examples(Table[Example]):
+    """Examples of one kind in columns. A branch is the number of a response of the example's own record, or ~k for the
+    branch `others[k]`, which is another."""
+
+    others: tuple[Branch, ...] = ()
+
+    @classmethod
+    def of(cls, examples: Iterable[Example]) -> Examples:
+        """The same in columns."""
+        if isinstance(examples, Examples):
+            return examples
+        made, others = Making(), list[Branch]()
+        for example in examples:
+            made.add(example, _numbers(example, others))
+        return cls(**made.done(), others=tuple(others))
+
+    def _row(self, i: int) -> Example:
+        record = int(self.records[i])
+
+        def branch(number: int) -> Branch:
+            return Branch(record, number) if number >= 0 else self.others[~number]
+
+        roles = {
+            role: tuple(map(branch, found)) if isinstance(found := column.item(i), tuple) else branch(found)
+            for role, column in self.branches.items()
+        }
+        values = {name: column.item(i) for name, column in self.values.items()}
+        source, weight = self.names[int(self.sources[i])], float(self.weights[i])
+        return Example(self.kind, roles, values, record, source, weight)
+
+
+def _numbers(example: Example, others: list[Branch]) -> dict[str, int | tuple[int, ...]]:
+    """What the columns hold of an example's branches; `others` grows."""
+
+    def number(branch: Branch) -> int:
+        if branch.record == example.record and branch.context is None:
+            return branch.response
+        others.append(branch)
+        return -len(others)
+
+    return {
+        role: number(found) if isinstance(found, Branch) else tuple(map(number, found))
+        for role, found in example.branches.items()
+    }
+
+
 class Counts:
     """How often each decision was taken, with the first few records that it was taken on.
 
@@ -75,12 +127,20 @@ class Counts:
         self._examples: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
 
     def add(self, name: str, about: Any = None, times: int = 1) -> None:
-        """Counts a decision about a record (or about anything that has a file and a line)."""
+        """Counts a decision about a record (or about anything that has a file and a line, or a function that gives
+        it, which is called only while examples are wanted)."""
         self._counter[name] += times
         if about is not None and len(self._examples[name]) < EXAMPLES_KEPT:
+            about = about() if callable(about) else about
             place = getattr(about, "origin", about)
             found = {"id": getattr(about, "id", None)} | {k: getattr(place, k, None) for k in ("file", "line")}
             self._examples[name].append({key: value for key, value in found.items() if value is not None})
+
+    def recall(self, found: dict[str, dict[str, Any]]) -> None:
+        """Adds what `as_dict` gave."""
+        for name, said in found.items():
+            self._counter[name] += said["count"]
+            self._examples[name] = (self._examples[name] + said["examples"])[:EXAMPLES_KEPT]
 
     def __getitem__(self, name: str) -> int:
         return self._counter[name]
@@ -169,13 +229,14 @@ MADE_FROM = {
 
 
 def view(
-    records: list[Record],
+    records: Seq[Record],
     kind: str,
     options: ViewOptions | None = None,
     *,
     feedback: Collection[str] | None = None,
     counts: Counts | None = None,
-) -> list[Example]:
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Examples:
     """The examples of one kind that records make, in the records' order.
 
     Args:
@@ -185,6 +246,10 @@ def view(
         feedback: kinds of feedback that are used, of `records.FEEDBACK_KINDS`; None is all that can make `kind`.
             What is not used is not looked at: without "ratings", pairs have no scores.
         counts: every decision is added to it.
+        progress: is told now and then how many of how many records were looked at.
+
+    Records are gone over one by one (a second time for `rescale`), and of each example some tens of bytes are kept;
+    while pairs are made, 17 bytes more for each to know those that come again, and 16 for `max_pairs`.
 
     Raises:
         ConfigError: an unknown kind, or feedback that cannot make it.
@@ -211,22 +276,41 @@ def view(
             raise ConfigError(f"{kind} cannot be made from {name}; they are made from {', '.join(MADE_FROM[kind])}")
     used = frozenset(MADE_FROM[kind] if feedback is None else feedback)
     ranges = observed_ranges(records) if options.rescale != "none" else {}
-    if options.rescale == "none" and "ratings" in used:
-        _scales_told(records, options, counts)
-    made: list[tuple[str, Example]] = []
+    scales = Scales(options, counts) if options.rescale == "none" and "ratings" in used else None
+    repeats = Repeats(options) if kind == "Pairs" else None
+    made, origins, names = Making(), Growing("b"), dict[str, int]()
     for index, record in enumerate(records):
         facts = Facts(record, index, options, used, ranges, counts)
         found = list(MAKERS[kind](facts))
-        made += found
+        for origin, example in found:
+            made.add(example, _numbers(example, []))
+            origins.append(names.setdefault(origin, len(names)))
+        if scales:
+            scales.see(record)
+        if repeats and found:
+            repeats.see(record, [example for _, example in found])
         if not found:
             counts.add(f"no {NOUNS[kind]}: {facts.why_nothing(kind)}", record)
         for name in sorted(record.kinds.intersection(MADE_FROM[kind]) - used):
             counts.add(f"left: {name}, not asked for", record)
-    if kind == "Pairs":
-        made = _limited(_without_duplicates(made, records, options, counts), records, options, counts)
-    for origin, example in made:
-        counts.add(f"{NOUNS[kind]} from {origin}", records[example.record])
-    return [example for _, example in made]
+        if index % 1000 == 999:
+            progress(index + 1, len(records))
+    examples, origin_of = Examples(**made.done()), np.asarray(origins.done())
+    if repeats:
+        examples, origin_of = repeats.settled(examples, origin_of, records, counts)
+    every, numbers = list(names), dict.fromkeys(origin_of.tolist())
+    for number in numbers:
+        places = np.flatnonzero(origin_of == number)
+        _count(counts, f"{NOUNS[kind]} from {every[number]}", records, examples.records[places])
+    return examples
+
+
+def _count(counts: Counts, name: str, records: Seq[Record], places: np.ndarray) -> None:
+    """Counts a decision about each of these records."""
+    for place in places[:EXAMPLES_KEPT]:
+        counts.add(name, records[place])
+    if len(places) > EXAMPLES_KEPT:
+        counts.add(name, times=len(places) - EXAMPLES_KEPT)
 
 
 NOUNS = {
@@ -238,7 +322,7 @@ NOUNS = {
 # -- what a record says, on average and in the units asked for --------------------------------------------------------
 
 
-def observed_ranges(records: list[Record]) -> dict[tuple[str, str], tuple[float, float]]:
+def observed_ranges(records: Iterable[Record]) -> dict[tuple[str, str], tuple[float, float]]:
     """(source, attribute) to the lowest and highest rating that was given without a scale."""
     found: dict[tuple[str, str], tuple[float, float]] = {}
     for record in records:
@@ -249,19 +333,25 @@ def observed_ranges(records: list[Record]) -> dict[tuple[str, str], tuple[float,
     return found
 
 
-def _scales_told(records: list[Record], options: ViewOptions, counts: Counts) -> None:
+class Scales:
     """Counts records whose ratings are averaged, or held against one threshold, though they were given on several
     scales."""
-    first: set[tuple[float, float]] = set()
-    for record in records:
+
+    def __init__(self, options: ViewOptions, counts: Counts) -> None:
+        self.options, self.counts = options, counts
+        self.first: set[tuple[float, float]] = set()
+
+    def see(self, record: Record) -> None:
+        options = self.options
         said = [j for j in record.judgements if j.kind == "score" and options.attribute in (None, j.attribute)]
         scales = {j.scale for j in said if j.scale is not None}
         if len(scales) > 1:
-            counts.add("ratings of several scales stand in one record as they are: `rescale` puts them on one", record)
+            what = "ratings of several scales stand in one record as they are: `rescale` puts them on one"
+            self.counts.add(what, record)
         elif scales and options.threshold is not None:
-            first = first or scales
-            if scales != first:
-                counts.add("one threshold for ratings of several scales: `rescale` puts them on one", record)
+            self.first = self.first or scales
+            if scales != self.first:
+                self.counts.add("one threshold for ratings of several scales: `rescale` puts them on one", record)
 
 
 def whole(judgement: Judgement) -> bool:
@@ -406,6 +496,7 @@ REMEDIES = {
     "not asked for": "name that feedback in the term",
     "that is not on": "name another view: {attribute: ...}",
     "longer than max_length": "raise max_length, or cut with overlong: cut",
+    "are the same tokens": "raise max_length",
     "no response is known to be good": "lower view: {threshold: ...}",
 }
 
@@ -543,7 +634,8 @@ def rollouts(facts: Facts) -> Made:
         return
     mean = math.fsum(rated.values()) / max(1, len(rated)) if how != "value" else 0.0
     spread = math.sqrt(math.fsum((v - mean) ** 2 for v in rated.values()) / max(1, len(rated) - 1))
-    unit = spread if how == "normalised" and spread > 0 else 1.0
+    equal = len(set(rated.values())) == 1  # the spread of equal numbers is not always 0 in floating point
+    unit = spread if how == "normalised" and not equal else 1.0
     for i, value in rated.items():
         values_ = {"value": value, "advantage": (value - mean) / unit}
         yield origin, facts.example("Rollouts", {"response": facts.branch(i)}, values_)
@@ -656,81 +748,117 @@ def _words(response: Response) -> str:
 # -- over all records -------------------------------------------------------------------------------------------------
 
 
-def _without_duplicates(
-    made: list[tuple[str, Example]], records: list[Record], options: ViewOptions, counts: Counts
-) -> list[tuple[str, Example]]:
-    """Each pair of a source once; a pair that a source brought in both directions is a tie, or put to the vote."""
-    if options.duplicates == "keep":
-        return made
-    found: dict[tuple[Any, ...], list[tuple[str, Example, bool]]] = {}
-    prompts: dict[int, str] = {}
-    for origin, example in made:
-        record = records[example.record]
-        prompt = prompts.setdefault(example.record, record.prompt_key)
-        texts = [_words(record.responses[_one(example, side).response]) for side in ("chosen", "rejected")]
-        key = (example.source, prompt, *sorted(texts))
-        found.setdefault(key, []).append((origin, example, texts != sorted(texts)))
-    together = _in_one if options.several == "mean" else _by_vote
-    return [pair for several in found.values() if (pair := together(several, records, options, counts))]
+About = Callable[[int], Callable[[], Record]]  # from a pair to what gives its record
 
 
-Same = list[tuple[str, Example, bool]]  # (origin, example, whether its texts stand in the other order) of one pair
+class Repeats:
+    """Pairs that come again, and prompts that have many. Of each pair the hashes that this takes are kept."""
+
+    def __init__(self, options: ViewOptions) -> None:
+        self.options = options
+        self.pairs, self.prompts, self.turned = bytearray(), bytearray(), bytearray()
+
+    def see(self, record: Record, pairs: list[Example]) -> None:
+        prompt = record.prompt_key
+        for pair in pairs if self.options.duplicates == "drop" else ():
+            texts = [_words(record.responses[_one(pair, side).response]) for side in ("chosen", "rejected")]
+            low, high = sorted(texts)
+            self.pairs += _hashed(pair.source, prompt, low, high)
+            self.turned.append(texts[0] != low)
+        if self.options.max_pairs is not None:
+            self.prompts += _hashed(prompt) * len(pairs)
+
+    def settled(
+        self, examples: Examples, origins: np.ndarray, records: Seq[Record], counts: Counts
+    ) -> tuple[Examples, np.ndarray]:
+        """The pairs that are left, with their origins.
+
+        Each pair of a source stands once; one that a source brought in both directions is a tie, or put to the vote.
+        At most `max_pairs` pairs of a prompt are left, evenly spaced in the order in which they come.
+        """
+        of = examples.records
+
+        def about(pair: int) -> Callable[[], Record]:
+            return functools.partial(records.__getitem__, int(of[pair]))
+
+        chosen = np.arange(len(examples), dtype=np.int32)  # the pair that stands at each place
+        kept = np.ones(len(examples), bool)
+        if self.options.duplicates == "drop" and (repeated := _repeated(self.pairs)):
+            strengths = np.array(examples.values["strength"])
+            examples = replace(examples, values=examples.values | {"strength": strengths})
+            together = self._in_one if self.options.several == "mean" else self._by_vote
+            for places in repeated:
+                kept[places] = False
+                found = together(places.tolist(), strengths, about, counts)
+                if found is not None:
+                    chosen[places[0]], strengths[found[0]] = found
+                    kept[places[0]] = True
+        if (most := self.options.max_pairs) is not None:
+            left = np.flatnonzero(kept)
+            for places in _repeated(self.prompts, left, most + 1):
+                n = len(places)
+                kept[places] = False
+                kept[places[[k * (n - 1) // max(most - 1, 1) for k in range(most)]]] = True
+                counts.add(f"left: a pair above max_pairs={most}", about(chosen[places[0]]), n - most)
+        if kept.all() and (np.diff(chosen) == 1).all():
+            return examples, origins
+        order = chosen[kept]
+        return examples.take(order), origins.take(order)
+
+    def _in_one(self, same: list[int], strengths: np.ndarray, about: About, counts: Counts) -> tuple[int, float] | None:
+        """The first of equal pairs and its strength; a tie if one of them stands in the other direction."""
+        first, *others = same
+        contradicted = False
+        for pair in others:
+            if self.turned[pair] == self.turned[first] or strengths[pair] == 0.5:
+                counts.add("duplicate pair dropped", about(pair))
+            else:
+                contradicted = True
+                counts.add("contradiction: the same pair in both directions", about(pair))
+        if not contradicted:
+            return first, strengths[first]
+        if self.options.ties == "drop":
+            counts.add("tie dropped: the same pair in both directions", about(first))
+            return None
+        return first, 0.5
+
+    def _by_vote(
+        self, same: list[int], strengths: np.ndarray, about: About, counts: Counts
+    ) -> tuple[int, float] | None:
+        """One of equal pairs, in the direction that most of them have; under `agreement` as strong as they are many."""
+        options = self.options
+        share = _share([float(1 - strengths[p] if self.turned[p] else strengths[p]) for p in same])
+        first = next(p for p in same if self.turned[p] == (share < 0.5))
+        counts.add("judged once: a pair that several records bring", about(first), len(same) - 1)
+        if share == 0.5:
+            kept = options.ties == "half"
+            counts.add(
+                ("tie kept at one half: " if kept else "tie dropped: ") + "judges are divided evenly", about(first)
+            )
+            return (first, 0.5) if kept else None
+        return first, max(share, 1 - share) if options.several == "agreement" and options.strengths != "hard" else 1.0
 
 
-def _in_one(same: Same, records: list[Record], options: ViewOptions, counts: Counts) -> tuple[str, Example] | None:
-    """The first of equal pairs; a tie if one of them stands in the other direction."""
-    (origin, first, turned), *others = same
-    contradicted = False
-    for _, example, other in others:
-        if other == turned or example.values["strength"] == 0.5:
-            counts.add("duplicate pair dropped", records[example.record])
-        else:
-            contradicted = True
-            counts.add("contradiction: the same pair in both directions", records[example.record])
-    if not contradicted:
-        return origin, first
-    if options.ties == "drop":
-        counts.add("tie dropped: the same pair in both directions", records[first.record])
-        return None
-    return origin, replace(first, values=first.values | {"strength": 0.5})
+def _hashed(*parts: str) -> bytes:
+    return hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _by_vote(same: Same, records: list[Record], options: ViewOptions, counts: Counts) -> tuple[str, Example] | None:
-    """One of equal pairs, in the direction that most of them have; under `agreement` as strong as they are many."""
-    if len(same) == 1:
-        return same[0][:2]
-    strengths = [(float(e.values["strength"]), turned) for _, e, turned in same]  # type: ignore[arg-type]
-    share = _share([1 - strength if turned else strength for strength, turned in strengths])
-    origin, first, _ = next(s for s in same if s[2] == (share < 0.5))
-    about = records[first.record]
-    counts.add("judged once: a pair that several records bring", about, len(same) - 1)
-    if share == 0.5:
-        kept = options.ties == "half"
-        counts.add(("tie kept at one half: " if kept else "tie dropped: ") + "judges are divided evenly", about)
-        return (origin, replace(first, values=first.values | {"strength": 0.5})) if kept else None
-    agreed = max(share, 1 - share) if options.several == "agreement" and options.strengths != "hard" else 1.0
-    return origin, replace(first, values=first.values | {"strength": agreed})
+def _repeated(hashes: bytearray, among: np.ndarray | None = None, times: int = 2) -> list[np.ndarray]:
+    """Places of equal hashes (16 bytes each) that stand there `times` or more often, by their first place.
 
-
-def _limited(
-    made: list[tuple[str, Example]], records: list[Record], options: ViewOptions, counts: Counts
-) -> list[tuple[str, Example]]:
-    """At most `max_pairs` pairs of a prompt, evenly spaced in the order in which they come."""
-    if options.max_pairs is None:
-        return made
-    keys = {example.record: records[example.record].prompt_key for _, example in made}
-    places: dict[str, list[int]] = {}
-    for place, (_, example) in enumerate(made):
-        places.setdefault(keys[example.record], []).append(place)
-    kept: set[int] = set()
-    for of_prompt in places.values():
-        n, most = len(of_prompt), options.max_pairs
-        chosen = of_prompt if n <= most else [of_prompt[k * (n - 1) // max(most - 1, 1)] for k in range(most)]
-        kept.update(chosen)
-        if n > most:
-            record = records[made[of_prompt[0]][1].record]
-            counts.add(f"left: a pair above max_pairs={most}", record, n - most)
-    return [entry for place, entry in enumerate(made) if place in kept]
+    >>> [places.tolist() for places in _repeated(bytearray(b"".join(_hashed(c) for c in "abcbab")))]
+    [[0, 4], [1, 3, 5]]
+    """
+    low, high = np.frombuffer(hashes, np.uint64).reshape(-1, 2).T
+    if among is not None:
+        low, high = low[among], high[among]
+    order = np.argsort(low)
+    alike = np.flatnonzero(low[order[1:]] == low[order[:-1]])
+    places = np.unique(np.concatenate([order[alike], order[alike + 1]]))  # nearly all hashes stand alone
+    places = places[np.lexsort((high[places], low[places]))]
+    edges = np.flatnonzero((np.diff(low[places]) != 0) | (np.diff(high[places]) != 0)) + 1
+    groups = [g if among is None else among[g] for g in np.split(places, edges) if len(g) >= times]
+    return sorted(groups, key=lambda group: group[0])
 
 
 def _one(example: Example, role: str) -> Branch:
@@ -739,7 +867,7 @@ def _one(example: Example, role: str) -> Branch:
     return branch
 
 
-def split(records: list[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
+def split(records: Seq[Record], fraction: float, seed: int) -> tuple[Seq[Record], Seq[Record]]:
     """Records to train on and records held out, by prompt: all records of a prompt stand on one side.
 
     `fraction` of the prompts (rounded, at least one, never all) are held out: those whose key, hashed with the seed,
@@ -752,10 +880,11 @@ def split(records: list[Record], fraction: float, seed: int) -> tuple[list[Recor
     """
     if not 0 <= fraction < 1:
         raise ConfigError(f"the held-out fraction is {fraction}; use 0 or more, and less than 1")
-    keys = [record.prompt_key for record in records]
-    order = sorted(set(keys), key=lambda key: hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest())
-    held = set(order[: min(max(1, round(fraction * len(order))), len(order) - 1)] if fraction > 0 and order else [])
-    sides: tuple[list[Record], list[Record]] = ([], [])
-    for record, key in zip(records, keys, strict=True):
-        sides[key in held].append(record)
-    return sides
+    digests = bytearray()
+    for key in each(records, "prompt_key"):
+        digests += hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
+    places = np.frombuffer(digests, ">u8")
+    order = np.unique(places)
+    n = min(max(1, round(fraction * len(order))), len(order) - 1) if fraction > 0 and len(order) else 0
+    held = places < order[n] if n else np.zeros(len(places), bool)
+    return taken(records, ~held), taken(records, held)
