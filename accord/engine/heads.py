@@ -5,10 +5,15 @@ A head starts at zero, so adding one changes nothing until it has learned someth
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from accord.errors import AccordError
 
 Place = Literal["opens", "ends", "tokens"]
 
@@ -43,3 +48,24 @@ PLACES: dict[str, Place] = {"log_z": "opens", "score": "ends", "value": "tokens"
 def build(names: tuple[str, ...], hidden: int) -> nn.ModuleDict:
     """The heads called `names` (see `PLACES`), ready to train."""
     return nn.ModuleDict({name: Head(hidden, at=PLACES[name]) for name in names})
+
+
+def load(built: nn.ModuleDict, file: Path) -> set[str]:
+    """Loads those of the heads that `file` holds, each whole; gives the names of all that it holds.
+
+    Raises:
+        AccordError: the file is damaged, or a head in it is another than the one that was built.
+    """
+    try:
+        held = load_file(file)
+        names = {key.partition(".")[0] for key in held}
+        for name in names & set(built):
+            own = {k.removeprefix(f"{name}."): v for k, v in held.items() if k.startswith(f"{name}.")}
+            built[name].load_state_dict(own)
+    except (SafetensorError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+        raise AccordError(
+            f"{file}: a head cannot be loaded ({why}). Put back the file of this model, or remove it to learn the head "
+            "anew"
+        ) from error
+    return names

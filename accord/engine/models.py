@@ -19,10 +19,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from accord.data.batches import LayoutName, Micro, pack
 from accord.data.chat import Sequence
+from accord.data.store import cache_root
 from accord.engine import attention
 from accord.engine.logprobs import Row, Scorer, base_model, no_dropout
 from accord.errors import AccordError, ConfigError
@@ -30,11 +32,6 @@ from accord.errors import AccordError, ConfigError
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.5}  # nats a sequence of 100 tokens, policy against itself
-
-
-def cache_root() -> Path:
-    """Where converted models and reference log-probs are kept: $ACCORD_CACHE, or ~/.cache/accord."""
-    return Path(os.environ.get("ACCORD_CACHE") or Path.home() / ".cache" / "accord")
 
 
 def choose_device(device: Device = "auto") -> torch.device:
@@ -177,7 +174,7 @@ def load(
         folder = source if isinstance(source, Path) else None
         module = _from_pretrained(source, trust_remote_code, told, bits)
         tokenizer = tokenizer or load_tokenizer(source, trust_remote_code)
-        stacked = bool(lora and told)  # on an adapter that was merged
+        stacked = lora is not None and folder is not None and (folder / "adapter_config.json").exists()
         whole = folder is not None and bits is None  # weights in 4 bits are others than those of the folder
         key = _remembered(folder, lambda: state_key(module)) if folder and whole else state_key(module)
     if bits is None:
@@ -191,11 +188,7 @@ def load(
 
     built = heads_.build(heads, base_model(module).config.get_text_config().hidden_size).to(where)
     if folder is not None and (folder / "heads.safetensors").exists():
-        from safetensors.torch import load_file
-
-        held = load_file(folder / "heads.safetensors")
-        names = {k.split(".")[0] for k in held}
-        built.load_state_dict({k: v for k, v in held.items() if k.split(".")[0] in heads}, strict=False)
+        names = heads_.load(built, folder / "heads.safetensors")
         for what, which in (
             ("loaded", names & set(heads)), ("new", set(heads) - names), ("not used, not saved", names - set(heads)),
         ):  # fmt: skip
@@ -238,10 +231,11 @@ def load_tokenizer(model: str | Path, trust_remote_code: bool = False) -> Any:
 
 
 def _from_pretrained(source: Path | str, trust: bool, told: list[str], bits: Any = None) -> nn.Module:
-    """The weights; an adapter is merged into its base, and `told` says so."""
+    """The weights, none of them made up; an adapter is merged into its base, and `told` says so."""
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": trust}
+    options["output_loading_info"] = True
     if bits is not None:
         options |= {"quantization_config": bits, "device_map": {"": torch.cuda.current_device()}}
     try:
@@ -251,19 +245,41 @@ def _from_pretrained(source: Path | str, trust: bool, told: list[str], bits: Any
             base = PeftConfig.from_pretrained(str(source)).base_model_name_or_path
             if not base:
                 raise AccordError(f"{source}: adapter_config.json names no base model")
-            module = AutoModelForCausalLM.from_pretrained(resolve(base), **options)
-            module = PeftModel.from_pretrained(module, str(source)).merge_and_unload()
+            if not (source / "adapter_model.safetensors").exists():
+                raise OSError("no adapter_model.safetensors")
+            adapted = PeftModel.from_pretrained(_from_pretrained(resolve(base), trust, told, bits), str(source))
+            missing = adapted.load_adapter(str(source), "default").missing_keys  # the same again; this one tells
+            module = adapted.merge_and_unload()
             told.append(f"{source} is an adapter on {base}; it was merged into it")
         else:
-            module = AutoModelForCausalLM.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
+            found: Any = AutoModelForCausalLM.from_pretrained(source, **options)
+            module, loaded = found
+            missing = sorted(loaded["missing_keys"])
+            if left := sorted(loaded["unexpected_keys"]):
+                told.append(f"{source} holds weights that a causal language model has no place for: {_few(left)}")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         text = str(error).strip().splitlines()[0]
         if "trust_remote_code" in str(error):
             text = "the model asks to run its own code; allow it with trust_remote_code: true if you trust it"
+        elif isinstance(error, SafetensorError):
+            text = f"its weights are damaged or cut off ({text}); copy or download them again"
         elif "safetensors" in str(error):
             text = "no safetensors found; pickled weights are not read (convert them with save_pretrained)"
         raise AccordError(f"model {str(source)!r}: {text}") from error
+    if missing:
+        raise AccordError(
+            f"model {str(source)!r}: its files hold no weights for {_few(missing)}, which would start at random. "
+            "Give a causal language model, or an adapter on its own base, as save_pretrained writes it"
+        )
     return module
+
+
+def _few(names: list[str]) -> str:
+    """
+    >>> _few(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _with_lora(module: nn.Module, lora: LoraOptions) -> nn.Module:
@@ -295,6 +311,10 @@ def choose_layout(policy: Policy, layout: LayoutName | Literal["auto"] = "auto")
     plain = _plain_attention(scorer)
     try:
         expected, sequences = _probe_plain(scorer)
+        if not all(bool(logp.isfinite().all()) for logp in expected):
+            raise AccordError(
+                f"model {policy.name!r}: its log-probs are not finite before any training; its weights are damaged"
+            )
         worst: dict[str, str] = {}
         for name in names:
             if name != "padded" and recurrent(scorer):
@@ -435,7 +455,11 @@ def content_key(folder: Path | str) -> str:
 
 
 def _remembered(folder: Path, compute: Callable[[], str]) -> str:
-    """The key of a folder from the cache, by names, sizes and times of its files."""
+    """The key of a folder from the cache, by names, sizes and times of its files.
+
+    The time of change cannot be set: a file that another one replaces is never taken for it, even where a copy keeps
+    the time of modification, or the clock was set back.
+    """
     memo = cache_root() / "keys" / hashlib.blake2b(json.dumps(_stamp(folder)).encode(), digest_size=16).hexdigest()
     if not memo.exists():
         memo.parent.mkdir(parents=True, exist_ok=True)
@@ -447,11 +471,12 @@ def _stamp(folder: Path) -> list[Any]:
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")])
     if not any(f.suffix == ".safetensors" for f in files):
         raise AccordError(f"{folder} holds no safetensors, so its weights have no identity")
-    stamp: list[Any] = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    facts = [(f.resolve(), f.stat()) for f in files]
+    stamp: list[Any] = [[str(f), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for f, s in facts]
     adapter = folder / "adapter_config.json"
     if adapter.exists():
         base = json.loads(adapter.read_text()).get("base_model_name_or_path")
-        stamp.append(_stamp(Path(base)) if base and Path(base).is_dir() else base)
+        stamp.append(_stamp(Path(resolve(base))) if base and Path(base).is_dir() else base)
     return stamp
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from accord.data.batches import Micro, micro_batches, pack
@@ -76,13 +77,27 @@ class Reference:
     def __post_init__(self) -> None:
         if self.folder is not None and self.mode == "cached":
             self.folder = self.folder / f"{self.key}-{str(self.dtype).removeprefix('torch.')}"
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._check_meta(self.folder / "reference.json")
+            with self._keeping():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._check_meta(self.folder / "reference.json")
+
+    @contextlib.contextmanager
+    def _keeping(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise AccordError(
+                f"log-probs of the reference cannot be kept in {self.folder} ({error}): make room, name another folder "
+                "with reference_cache, or set reference_mode: live"
+            ) from error
 
     def _check_meta(self, path: Path) -> None:
         facts = {"key": self.key, "dtype": str(self.dtype)}
         if path.exists():
-            held = json.loads(path.read_text())
+            try:
+                held = json.loads(path.read_text())
+            except ValueError as error:
+                raise AccordError(f"{path} breaks off; remove {path.parent}, and it is computed again") from error
             if {k: held.get(k) for k in facts} != facts:
                 raise AccordError(f"{path.parent} holds log-probs of another model or dtype ({held}), not {facts}")
         elif self.rank == 0:
@@ -97,15 +112,18 @@ class Reference:
         """
         if self.mode == "live":
             return 0
-        unique = {s.key: s for s in sequences}
-        unknown = self.gather(set(self.missing(sequences)))  # the cache may grow while processes read it
-        missing = sorted(set().union(*unknown), key=lambda k: (len(unique[k].ids), k))
+        self._read()
+        place = {s.key: i for i, s in enumerate(sequences)}  # they may lie in a file
+        unknown = self.gather(place.keys() - self._known.keys())  # the cache may grow while processes read it
+        length = {k: len(sequences[place[k]].ids) for k in set().union(*unknown)}
+        missing = sorted(length, key=lambda k: (length[k], k))
         if not missing:
             return 0
         shards: list[list[bytes]] = [[]]
         size = 0
         for key in missing:
-            size += len(unique[key].context) + len(unique[key].ids)
+            sequence = sequences[place[key]]
+            size += len(sequence.context) + len(sequence.ids)
             shards[-1].append(key)
             if size >= SHARD_TOKENS:
                 shards.append([])
@@ -113,7 +131,7 @@ class Reference:
         done = 0
         with self.open() as scorer:
             for shard in filter(None, shards):
-                own = [unique[k] for k in shard]
+                own = [sequences[place[k]] for k in shard]
                 found: dict[bytes, np.ndarray] = {}
                 for i, logp in score(scorer, plan(own, scorer, budget, self.rank, self.world)):
                     found[shard[i]] = logp
@@ -152,7 +170,12 @@ class Reference:
         if self.folder is None or (self._known and not again):
             return
         for file in sorted(self.folder.glob("*.safetensors")):
-            shard = load_file(file)
+            try:
+                shard = load_file(file)
+            except SafetensorError as error:
+                raise AccordError(
+                    f"{file} is damaged or cut off ({error}); remove it, and its log-probs are computed again"
+                ) from error
             stops = np.cumsum(shard["lengths"])
             for key, start, stop in zip(shard["keys"], stops - shard["lengths"], stops, strict=True):
                 self._known[key.tobytes()] = shard["logp"][start:stop]
@@ -163,12 +186,11 @@ class Reference:
         keys = sorted(found)
         name = hashlib.blake2b(b"".join(keys), digest_size=12).hexdigest()
         temporary = self.folder / f".{name}.{self.rank}.writing"
-        save_file(
-            {
-                "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), 16).copy(),
-                "lengths": np.array([len(found[k]) for k in keys], np.int64),
-                "logp": np.concatenate([found[k] for k in keys]).astype(np.float32),
-            },
-            temporary,
-        )
-        temporary.replace(self.folder / f"{name}.safetensors")
+        shard: dict[str, np.ndarray] = {
+            "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), 16).copy(),
+            "lengths": np.array([len(found[k]) for k in keys], np.int64),
+            "logp": np.concatenate([found[k] for k in keys]).astype(np.float32),
+        }
+        with self._keeping():
+            save_file(shard, temporary)
+            temporary.replace(self.folder / f"{name}.safetensors")

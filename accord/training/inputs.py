@@ -2,56 +2,80 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accord.data import sources
-from accord.data.batches import Batch, Corpus, Schedule, TermSpec, gather, seeded
+import numpy as np
+
+from accord.data import sources, store
+from accord.data.batches import Batch, Corpus, Encoding, Schedule, TermSpec, Tokens, gather, seeded
 from accord.data.chat import Chat, Sequence
 from accord.data.records import Record
-from accord.data.views import Counts, Example
+from accord.data.store import Store, each, taken
+from accord.data.views import Counts, Examples
 from accord.data.views import view as view_records
 from accord.errors import AccordError, ConfigError
 from accord.training.step import Step
 from accord.training.terms import Term
+from accord.training.watch import Quiet
 
 HELD_AT_MOST = 512
 
 
-def read(data: Any, on_error: str, counts: Counts) -> tuple[list[Record], list[str]]:
-    """Records of everything that `data` names, and one line on each source."""
+def read(data: Any, on_error: str, counts: Counts, watcher: Quiet | None = None) -> tuple[Seq[Record], list[str]]:
+    """Records of everything that `data` names, and one line on each source; many records are a `Store`."""
+    watcher = watcher or Quiet()
     if isinstance(data, (str, Path, Mapping)) or (isinstance(data, Seq) and data and isinstance(data[0], Record)):
         data = [data]
-    records: list[Record] = []
-    told: list[str] = []
+    parts: list[Any] = []  # records, or streams of them
+    skipped = Counts()
+    named: list[tuple[Any, ...]] = []
     for entry in data:
         if isinstance(entry, Seq) and not isinstance(entry, str):
-            records += entry
-            told.append(f"{len(entry):,} records from memory")
+            parts.append(entry)
             continue
         entry = dict(entry) if isinstance(entry, Mapping) else {"path": entry}
         unknown = set(entry) - {"path", "name", "weight", "columns", "layout"}
         if unknown or "path" not in entry:
             raise ConfigError(f"data: an entry is {{path, name, weight, columns, layout}}; got {sorted(entry)}")
-        loaded = sources.load(
-            entry["path"],
-            source=entry.get("name"),
-            columns=entry.get("columns"),
-            layout=entry.get("layout"),
-            on_error=on_error,
+        options: dict[str, Any] = {"source": entry.get("name")} | {k: entry.get(k) for k in ("columns", "layout")}
+        named.append((str(entry["path"]), *options.values()))
+        parts.append(
+            sources.stream(
+                entry["path"], **options, on_error=on_error, on_problem=lambda p: skipped.add(f"skipped: {p.what}", p)
+            )
         )
-        for problem in loaded.problems:
-            counts.add(f"skipped: {problem.what}", problem)
-        records += loaded.records
-        told.append(loaded.told)
+    files = [part.file for stream in parts if isinstance(stream, sources.Stream) for part in stream.found.parts]
+    key = store.stamp(files, named, on_error) if named and len(named) == len(parts) else None
+
+    def facts() -> dict[str, Any]:
+        told = [p.told if isinstance(p, sources.Stream) else f"{len(p):,} records from memory" for p in parts]
+        return {"told": told, "skipped": skipped.as_dict()}
+
+    records: Seq[Record]
+    found = store.opened(key)
+    if not named:  # they are in memory as it is
+        records = parts[0] if len(parts) == 1 else [*itertools.chain.from_iterable(parts)]
+    elif found is not None:
+        records = found
+    else:
+        with watcher.task("reading") as advance:
+            records = store.keep(itertools.chain.from_iterable(parts), key, facts, advance)
     if not records:
         raise AccordError("the data holds no record")
-    return records, told
+    said = found.facts if found is not None else facts()
+    counts.recall(said["skipped"])
+    if isinstance(records, Store):
+        again = "used again while the files stay as they are" if key else "gone when the run ends"
+        watcher.note(f"{len(records):,} records are read from {records.folder}, {again}")
+    return records, said["told"]
 
 
 def source_weights(data: Any) -> dict[str, float]:
@@ -78,28 +102,64 @@ def data_names(data: Any) -> Any:
     return [data_names(d) for d in data]
 
 
-def leak_checked(records: list[Record], held: list[Record], counts: Counts) -> list[Record]:
+def leak_checked(records: Seq[Record], held: Seq[Record], counts: Counts) -> Seq[Record]:
     """Training records whose prompt is not held out."""
-    keys = {r.prompt_key for r in held}
-    kept = [r for r in records if r.prompt_key not in keys]
-    for r in records:
-        if r.prompt_key in keys:
-            counts.add("dropped: the prompt is held out", r)
-    if not kept:
+    keys = set(each(held, "prompt_key"))
+    leaks = np.fromiter((key in keys for key in each(records, "prompt_key")), bool, len(records))
+    for place in np.flatnonzero(leaks).tolist():
+        counts.add("dropped: the prompt is held out", functools.partial(records.__getitem__, place))
+    if leaks.all():
         raise AccordError("every prompt of data is in eval_data too; nothing is left to train on")
-    return kept
+    return taken(records, ~leaks)
 
 
-def view_terms(terms: dict[str, Term], records: list[Record], counts: Counts) -> dict[str, list[Example]]:
+def view_terms(
+    terms: dict[str, Term], records: Seq[Record], counts: Counts,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, Examples]:  # fmt: skip
     """What every term is fed with."""
-    known = sorted({r.source for r in records})
+    known = sorted(set(each(records, "source")))
     found = {}
     for name, term in terms.items():
         if term.sources and (missing := set(term.sources) - set(known)):
             raise ConfigError(f"{name}: no source is called {sorted(missing)}; there are {known}")
-        seen = view_records(records, term.feeds_on, term.view, feedback=term.feedback, counts=counts)
-        found[name] = [e for e in seen if not term.sources or e.source in term.sources]
+        seen = view_records(records, term.feeds_on, term.view, feedback=term.feedback, counts=counts, progress=progress)
+        if term.sources:
+            numbers = [i for i, source in enumerate(seen.names) if source in term.sources]
+            seen = seen.take(np.flatnonzero(np.isin(seen.sources, numbers)))
+        found[name] = seen
+        if term.values_are_probabilities:
+            _probabilities(name, seen, records)
+        if term.needs_scores:
+            _scored(name, seen, records)
     return found
+
+
+def _probabilities(name: str, examples: Examples, records: Seq[Record]) -> None:
+    """Raises a ConfigError if a value that is taken for P(good) is none: 7 of 10 would be as good as 10 of 10."""
+    values = np.asarray(examples.values.get("value", []))
+    beyond = np.flatnonzero(~((values >= 0) & (values <= 1)))
+    if len(beyond):
+        origin = records[int(examples.records[beyond[0]])].origin
+        place = f" (the first beyond it: {origin.file}, line {origin.line})" if origin else ""
+        raise ConfigError(
+            f"{name!r} takes a value for the probability that the response is good, and values here go from "
+            f"{values.min():g} to {values.max():g}{place}. view: {{threshold: 7}} calls 7 and more good, "
+            "view: {rescale: unit} puts ratings on [0, 1]"
+        )
+
+
+def _scored(name: str, examples: Examples, records: Seq[Record]) -> None:
+    """Raises a ConfigError if a response of a pair has no score, and the objective reads the gap."""
+    gaps = np.asarray(examples.values.get("score_chosen", [])) - np.asarray(examples.values.get("score_rejected", []))
+    without = np.flatnonzero(np.isnan(gaps))
+    if len(without):
+        origin = records[int(examples.records[without[0]])].origin
+        place = f" (the first: {origin.file}, line {origin.line})" if origin else ""
+        raise ConfigError(
+            f"{name!r} reads the scores of both responses, and {len(without):,} of {len(gaps):,} pairs have none{place}"
+            ". Bring ratings of both, or take soft_dpo, which reads how strong a preference is"
+        )
 
 
 def spec(term: Term, data: Any) -> TermSpec:
@@ -109,17 +169,22 @@ def spec(term: Term, data: Any) -> TermSpec:
     return TermSpec(term.name, term.share, kept, term.both_classes)
 
 
-def held_batches(terms: dict[str, Term], records: list[Record], chat: Chat, size: int, seed: int) -> list[Batch]:
-    """The held-out examples in fixed batches, at most `HELD_AT_MOST` a term."""
+def held_batches(
+    terms: dict[str, Term], records: Seq[Record], chat: Chat, size: int, seed: int, told: Counts
+) -> list[Batch]:
+    """The held-out examples in fixed batches, at most `HELD_AT_MOST` a term; what was decided is added to `told`."""
     if not records:
         return []
     counts = Counts()
     found = view_terms(replace_sources(terms), records, counts)
     for name, examples in found.items():
         if len(examples) > HELD_AT_MOST:
-            keep = sorted(seeded(seed, "held", name).permutation(len(examples))[:HELD_AT_MOST])
-            found[name] = [examples[i] for i in keep]
+            counts.add(f"left: more than {HELD_AT_MOST} examples of {name}", times=len(examples) - HELD_AT_MOST)
+            keep = np.sort(seeded(seed, "held", name).permutation(len(examples))[:HELD_AT_MOST])
+            found[name] = examples.take(keep)
     corpus = Corpus.build(records, found, chat, counts)
+    for what, times in counts.totals().items():
+        told.add(f"{what} (held out)", times=times)
     batches = []
     count = max((math.ceil(len(v) / size) for v in corpus.items.values()), default=0)
     for b in range(count):
@@ -142,44 +207,81 @@ def replace_sources(terms: dict[str, Term]) -> dict[str, Term]:
     return {k: replace(t, sources=None) for k, t in terms.items()}
 
 
-def walk(schedule: Schedule, steps: int) -> Iterator[Batch]:
-    """Every batch of the run, at most once a distinct one."""
-    for number in range(steps):
-        yield schedule.batch(number)
+def planned(
+    records: Seq[Record], examples: Mapping[str, Examples], chat: Chat, counts: Counts, terms: Seq[TermSpec],
+    batch_size: int, seed: int, steps: Callable[[Schedule], int], watcher: Quiet | None = None,
+) -> tuple[Corpus, Schedule]:  # fmt: skip
+    """The corpus of a run and its order.
+
+    Everything is tokenised, so that examples that come to nothing are known before the order is drawn. But of a store
+    of which `steps` updates take less than half, only what they take is: the order is that of all examples, and the
+    next ones take the places of those that come to nothing.
+    """
+    watcher = watcher or Quiet()
+    encoding = Encoding(records, examples, chat, counts)
+    with watcher.task("tokenising") as advance:
+        if isinstance(records, Store):
+            schedule = Schedule(encoding.corpus, terms, batch_size, seed)
+            asked = steps(schedule) * batch_size
+            if 2 * asked < schedule.examples:
+                watcher.note(f"{asked:,} of {schedule.examples:,} examples are asked for: only they are tokenised")
+                if encoding.encode_for(schedule, steps(schedule), advance):
+                    encoding.finish(whole=False)
+                    return encoding.corpus, schedule
+        encoding.encode(progress=advance)
+    encoding.finish()
+    return encoding.corpus, Schedule(encoding.corpus, terms, batch_size, seed)
 
 
-def referenced(step: Step, batches: Iterable[Batch]) -> dict[str, list[Sequence]]:
+class Walk(Seq[Batch]):
+    """Every batch of the run, made when it is looked at."""
+
+    def __init__(self, schedule: Schedule, steps: int) -> None:
+        self.schedule, self.steps = schedule, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: Any) -> Any:
+        numbers = range(self.steps)[index]
+        return [*map(self.schedule.batch, numbers)] if isinstance(index, slice) else self.schedule.batch(numbers)
+
+
+def referenced(step: Step, batches: Iterable[Batch]) -> dict[str, Seq[Sequence]]:
     """The sequences of complete batches that are compared with each reference, each once."""
-    found: dict[str, dict[bytes, Sequence]] = {}
+    found: dict[str, Any] = {}
+    known: dict[str, set[bytes]] = {}
     for batch in map(step.complete, batches):
         for which, used in step.referenced(batch).items():
-            found.setdefault(which, {}).update({batch.sequences[i].key: batch.sequences[i] for i in used})
-    return {which: list(unique.values()) for which, unique in found.items()}
+            if which not in found:
+                found[which], known[which] = Tokens() if isinstance(step.records, Store) else [], set()
+            for sequence in (batch.sequences[i] for i in used):
+                if (key := sequence.key) not in known[which]:
+                    known[which].add(key)
+                    found[which] += [replace(sequence, later=())]
+    return found
 
 
 def data_story(
-    told: list[str], counts: Counts, corpus: Corpus, records: list[Record], held: list[Record]
+    told: list[str], counts: Counts, corpus: Corpus, records: Seq[Record], held: Seq[Record]
 ) -> dict[str, Any]:
     """What was taken, cut and dropped, with examples."""
-    sequences = [s for first in corpus.sequences for s in (first, *first.later)]
     return {
         "told": told,
         "records": len(records),
         "held_out": len(held),
         "sequences": len(corpus.sequences),
-        "tokens": {
-            "context": int(sum(len(s.context) for s in sequences)),
-            "trained": int(sum(s.trained.sum() for s in sequences)),
-        },
+        "tokens": {name: corpus.tokens[name] for name in ("context", "trained")},
         "examples": {name: len(items) for name, items in corpus.items.items()},
         "decisions": counts.as_dict(),
-        "content": content([*records, *held]),
+        "content": content(records, held),
     }
 
 
-def content(records: Iterable[Record]) -> str:
+def content(*sides: Seq[Record]) -> str:
     """Identity of the records: what a resumed run must find again."""
     digest = hashlib.blake2b(digest_size=16)
-    for record in records:
-        digest.update(f"{record.id} {record.weight}".encode())
+    for records in sides:
+        for name, weight in zip(each(records, "id"), each(records, "weight"), strict=True):
+            digest.update(f"{name} {weight}".encode())
     return digest.hexdigest()

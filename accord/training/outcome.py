@@ -13,15 +13,25 @@ import yaml
 from accord.data.batches import Corpus
 from accord.engine import models
 from accord.engine.reference import Reference
+from accord.errors import AccordError, ConfigError
 from accord.stats import proportion
 from accord.training.loop import Finished
 from accord.training.terms import Term
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
-    """What config.yaml of a run says; empty if there is none."""
+    """What config.yaml of a run says; empty if there is none.
+
+    Raises:
+        AccordError: it is damaged.
+    """
     path = folder / "config.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.exists() else {}
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.exists() else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AccordError(
+            f"{path} is damaged ({' '.join(str(error).split())}): mend it to go on, or start again with overwrite: true"
+        ) from error
 
 
 def write_config(path: Path, resolved: dict[str, Any], policy: models.Policy, refs: dict[str, Reference]) -> None:
@@ -33,6 +43,24 @@ def write_config(path: Path, resolved: dict[str, Any], policy: models.Policy, re
     ]
     body = yaml.safe_dump(plain(resolved), sort_keys=False, allow_unicode=True)
     models.write_whole(path, "\n".join(head) + "\n" + body)
+
+
+def keep_objectives(folder: Path, terms: Mapping[str, Term]) -> None:
+    """Copies objectives of the user's into the run, in `objectives/`.
+
+    Raises:
+        ConfigError: the run was started with another version of such a file.
+    """
+    for path in {Path(row.module) for term in terms.values() for row, _, _ in term.parts if row.module.endswith(".py")}:
+        kept = folder / "objectives" / path.name
+        text = path.read_text(encoding="utf-8")
+        if kept.exists() and kept.read_text(encoding="utf-8") != text:
+            raise ConfigError(
+                f"{path} has changed since the run was started (it holds what it was, in objectives/): put it back to "
+                "go on, choose another output, or start again with overwrite: true"
+            )
+        kept.parent.mkdir(exist_ok=True)
+        models.write_whole(kept, text)
 
 
 def plain(value: Any) -> Any:

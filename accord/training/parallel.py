@@ -144,11 +144,19 @@ def _quiet() -> Iterator[None]:
 
 
 def save_sharded(folder: Path, scorer: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Writes model and optimizer with torch.distributed.checkpoint, which any number of processes can read."""
+    """Writes model and optimizer with torch.distributed.checkpoint, which any number of processes can read.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     import torch.distributed.checkpoint as dcp
 
-    with _quiet():
-        dcp.save(sharded_state(scorer, optimizer), checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+    try:
+        with _quiet():
+            dcp.save(sharded_state(scorer, optimizer), checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+    except dcp.CheckpointException as error:  # no Exception, so nobody above would see it
+        first = next(iter(error.failures.values()))[0]
+        raise OSError(getattr(first, "errno", None), str(getattr(first, "strerror", None) or first)) from error
 
 
 def load_sharded(folder: Path, scorer: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -58,6 +58,9 @@ def terms(
     else:
         term = _term("", objective, options, common, used, None)
         found = {term.name: term}
+    asked = [t for t in found.values() if t.length is not None]
+    if asked and not any(_reads_length(row) for t in asked for row, _, _ in t.parts):
+        raise ConfigError(f"length={asked[0].length} is set, but no objective here is on sums or means of log-probs")
     unread = sorted(set(options) - used)
     if unread:
         known = {o for t in found.values() for row, _, _ in t.parts for o in row.options}
@@ -105,6 +108,12 @@ def _term(
         weight = 1.0
     if settings["length"] not in (None, "sum", "mean"):
         raise ConfigError(f"length={settings['length']!r} is neither sum nor mean")
+    fixed = next((row.name for row, _, _ in parts if row.length == "sum only"), None)
+    if settings["length"] == "mean" and fixed is not None:
+        raise ConfigError(
+            f"length=mean: {fixed} is on sums and takes lengths into account itself; leave length out, or give it to "
+            "the other objectives alone, like {name: dpo, length: mean}"
+        )
     if isinstance(settings["log_z"], str) and settings["log_z"] not in ("one", "head"):
         raise ConfigError(f"log_z={settings['log_z']!r}: use one, head, or a number of nats")
     if settings["log_z"] != "one" and not any("log_z" in row.needs for row, _, _ in parts):
@@ -124,9 +133,13 @@ def _term(
     )
 
 
+def _reads_length(row: table.Row) -> bool:
+    return row.unit != "token" and row.feeds_on not in ("Tokens", "Rollouts")
+
+
 def _shown(row: table.Row, length: str | None) -> str:
     """`ipo[mean]` where a run departs from the length rule that the row was published with."""
-    return f"{row.name}[{length}]" if length and length != row.length and row.unit != "token" else row.name
+    return f"{row.name}[{length}]" if length and length not in row.length and _reads_length(row) else row.name
 
 
 def _feeds_on(rows: list[table.Row]) -> str:

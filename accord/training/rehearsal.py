@@ -62,7 +62,7 @@ def _size(n: int) -> str:
 
 
 def rehearse(
-    step: Step, batches: Seq[Batch], wanted: dict[str, list[Sequence]], held_out: Seq[Batch], evaluations: int
+    step: Step, batches: Seq[Batch], wanted: dict[str, Seq[Sequence]], held_out: Seq[Batch], evaluations: int
 ) -> Estimate:
     """Times the first update up to its gradient, and a forward pass; scales both by tokens.
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
-from accord.data.batches import Corpus, Schedule
+from accord.data.batches import Schedule
 from accord.data.chat import Chat
 from accord.data.records import Record
 from accord.data.views import Counts, split
@@ -25,22 +29,23 @@ from accord.monitors.drop import Drop
 from accord.sinks import Tracked, trackers_of, without_secrets, write_json
 from accord.training import parallel, plan
 from accord.training.inputs import (
+    Walk,
     data_names,
     data_story,
     held_batches,
     leak_checked,
+    planned,
     read,
     referenced,
     spec,
     view_terms,
-    walk,
 )
 from accord.training.loop import Loop, LoopOptions
-from accord.training.outcome import card, library, plain, settings_of, summarise, write_config
+from accord.training.outcome import card, keep_objectives, library, plain, settings_of, summarise, write_config
 from accord.training.parallel import Processes
 from accord.training.rehearsal import rehearse
 from accord.training.start import check_start, references_of
-from accord.training.state import Checkpoints, Progress
+from accord.training.state import Checkpoints, Progress, writing
 from accord.training.step import Step
 from accord.training.terms import Term
 from accord.training.watch import Console, Quiet
@@ -53,8 +58,8 @@ class Run:
     folder: Path
     summary: dict[str, Any]
     policy: models.Policy
-    records: list[Record]
-    held_out: list[Record]
+    records: Seq[Record]
+    held_out: Seq[Record]
 
     @property
     def model(self) -> Any:
@@ -172,6 +177,7 @@ def train(
         TrainingError: a loss or gradient that is not finite, or a start that is not where it must be.
     """
     given = {k: v for k, v in locals().items() if k not in ("options", "model", "data", "tokenizer")} | options
+    check_types(given)
     processes = parallel.start()
     watcher = Quiet() if quiet or not processes.first else Console()
     say = watcher.note
@@ -180,15 +186,28 @@ def train(
     if "translated" in settings:
         say(settings.pop("translated"))
     terms = plan.terms(objective, settings, view=view, length=length, log_z=log_z)
-    for name, value, low in (
-        ("batch_size", batch_size, 1),
-        ("epochs", epochs, 1e-9),
-        ("keep_checkpoints", keep_checkpoints, 1),
+    for name, value, low, high in (
+        ("batch_size", batch_size, 1, math.inf),
+        ("epochs", epochs, 1e-9, math.inf),
+        ("max_steps", max_steps, 1, math.inf),
+        ("keep_checkpoints", keep_checkpoints, 1, math.inf),
+        ("eval_steps", eval_steps, 1, math.inf),
+        ("save_steps", save_steps, 1, math.inf),
+        ("patience", patience, 1, math.inf),
+        ("warmup", warmup, 0, 1),
+        ("weight_decay", weight_decay, 0, math.inf),
+        ("max_grad_norm", max_grad_norm, 1e-9, math.inf),
+        ("adam_beta1", adam_beta1, 0, 1 - 1e-9),
+        ("adam_beta2", adam_beta2, 0, 1 - 1e-9),
+        ("adam_epsilon", adam_epsilon, 0, 1),
     ):
-        if value < low:
-            raise ConfigError(f"{name}={value} must be at least {low:g}")
+        if value is not None and not low <= value <= high:
+            bound = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise ConfigError(f"{name}={value} must be {bound}")
     if (patience is not None or save_best) and eval_data is None and not eval_fraction:
         raise ConfigError("patience and save_best compare evaluations: give eval_data, or an eval_fraction above 0")
+    if best_metric != "eval_loss" and patience is None and not save_best:
+        raise ConfigError(f"nothing reads best_metric={best_metric!r}: set patience or save_best too")
     if not 0 <= eval_fraction < 1:
         raise ConfigError(f"eval_fraction={eval_fraction} must lie in [0, 1)")
     if learning_rate is not None and not 0 < learning_rate < 1:
@@ -208,10 +227,10 @@ def train(
 
     # data -----------------------------------------------------------------------------------------------------------
     counts = Counts()
-    records, told = read(data, on_bad_record, counts)
-    held_records: list[Record] = []
+    records, told = read(data, on_bad_record, counts, watcher)
+    held_records: Seq[Record] = []
     if eval_data is not None:
-        held_records, more = read(eval_data, on_bad_record, counts)
+        held_records, more = read(eval_data, on_bad_record, counts, watcher)
         told += [f"held out: {t}" for t in more]
         records = leak_checked(records, held_records, counts)
     elif eval_fraction:
@@ -219,7 +238,8 @@ def train(
     told = without_secrets(told)
     for line in told:
         say(line)
-    examples = view_terms(terms, records, counts)
+    with watcher.task("examples") as advance:
+        examples = view_terms(terms, records, counts, advance)
 
     # model ----------------------------------------------------------------------------------------------------------
     if not flush_denormals() and choose_cpu(device):
@@ -238,12 +258,15 @@ def train(
         policy.tokenizer, max_length=max_length, overlong=overlong, template=chat_template, stop_ids=policy.ends
     )
     say(chat.told)
-    corpus = Corpus.build(records, examples, chat, counts)
-    plan_of_batches = Schedule(corpus, [spec(t, data) for t in terms.values()], batch_size, seed)
-    held = held_batches(terms, held_records, chat, batch_size, seed)
-    steps = max_steps if max_steps is not None else plan_of_batches.steps_for(epochs)
-    if steps < 1:
-        raise ConfigError(f"max_steps={max_steps} must be at least 1")
+
+    def updates(plan_of_batches: Schedule) -> int:
+        return max_steps if max_steps is not None else plan_of_batches.steps_for(epochs)
+
+    corpus, plan_of_batches = planned(
+        records, examples, chat, counts, [spec(t, data) for t in terms.values()], batch_size, seed, updates, watcher
+    )
+    held = held_batches(terms, held_records, chat, batch_size, seed, counts)
+    steps = updates(plan_of_batches)
     budget = token_budget(tokens_per_micro_batch, scorer)
     if learning_rate is None:
         learning_rate = default_rate(terms, lora_options)
@@ -279,10 +302,11 @@ def train(
         processes=processes,
     )  # fmt: skip
     held_step = step.on(held_records)
-    wanted = referenced(step, [*walk(plan_of_batches, steps), *held]) if refs else {}
+    walk = Walk(plan_of_batches, steps)
+    wanted = referenced(step, itertools.chain(walk, held)) if refs else {}
     if dry_run:
         evaluations = 1 + (steps // eval_steps if eval_steps else 1) if held else 0
-        estimate = rehearse(step, list(walk(plan_of_batches, steps)), wanted, held, evaluations)
+        estimate = rehearse(step, walk, wanted, held, evaluations)
         for line in (*estimate.lines(), "a dry run: nothing was written"):
             say(line)
         return Run(folder, {"finished": "dry run"} | estimate.as_dict(), policy, records, held_records)
@@ -311,13 +335,16 @@ def train(
         if stored:
             check_settings(held_settings, resolved, say)
             check_data(folder / "data.json", story)
-        write_config(folder / "config.yaml", resolved, policy, refs)
-        write_json(folder / "data.json", story)
+        with writing(folder):
+            keep_objectives(folder, terms)
+            write_config(folder / "config.yaml", resolved, policy, refs)
+            write_json(folder / "data.json", story)
 
     # training -------------------------------------------------------------------------------------------------------
-    progress = Progress()
+    progress = Progress(weights={"policy": policy.start} | {name: ref.key for name, ref in refs.items()})
     if stored:
-        progress = checkpoints.load(step, stored[-1])
+        weights, progress = progress.weights, checkpoints.load(step, stored[-1])
+        check_weights(progress.weights, weights)
         say(f"going on from step {progress.step}")
     elif refs:
         progress.start = check_start(step, plan_of_batches.batch(0), policy)
@@ -332,6 +359,7 @@ def train(
     )  # fmt: skip
     names = tracking if processes.first else []
     with (
+        writing(folder),
         Tracked(folder / "metrics.jsonl", names, resolved, progress.step, say) as loop.metrics,
         watcher.training(steps, progress.step),
     ):
@@ -349,15 +377,33 @@ def train(
         say(f"stopped at step {finished.progress.step} and saved; run the same command again to go on")
     state = parallel.whole_state(scorer)
     if processes.first:
-        if finished.reason != "interrupted":
-            models.save(policy, folder / "model", state, card(resolved, summary, told, library(policy)), say)
-        write_json(folder / "summary.json", summary)
         from accord.report.render import write_report
 
-        write_report(folder)
+        with writing(folder):
+            if finished.reason != "interrupted":
+                models.save(policy, folder / "model", state, card(resolved, summary, told, library(policy)), say)
+            write_json(folder / "summary.json", summary)
+            write_report(folder)
     processes.wait()
     watcher.done(folder, summary)
     return Run(folder, summary, policy, records, held_records)
+
+
+def check_types(given: Mapping[str, Any]) -> None:
+    """What the command line checks of words and files, for a call from Python.
+
+    Raises:
+        ConfigError: a setting has another type, or none of the words that it may have.
+    """
+    for name, kind in get_type_hints(train).items():
+        value = given.get(name)
+        if value is None or kind is Any or name not in given:
+            continue
+        try:
+            TypeAdapter(kind).validate_python(os.fspath(value) if isinstance(value, Path) else value, strict=True)
+        except ValidationError as error:
+            why = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors())
+            raise ConfigError(f"{name}={value!r}: {', or '.join(why)}") from None
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
@@ -475,6 +521,19 @@ def check_settings(held: Mapping[str, Any], now: Mapping[str, Any], say: Callabl
         say(f"{name} was {before}, and is {after} from here on: the learning rate follows the new schedule")
 
 
+def check_weights(held: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises:
+    ConfigError: the model that an unfinished run was started from, or a reference of it, is another now.
+    """
+    for name, key in held.items():
+        if now.get(name, key) != key:
+            what = "model" if name == "policy" else f"reference {name!r}"
+            raise ConfigError(
+                f"the weights of the {what} are not those that the run was started with (content {key[:8]} then, "
+                f"{now[name][:8]} now): put them back to go on, or start again with overwrite: true"
+            )
+
+
 def check_data(path: Path, story: Mapping[str, Any]) -> None:
     """Raises:
     ConfigError: the records are not those that the unfinished run was started with.
@@ -524,4 +583,7 @@ def run_folder(output: str | None, label: str, processes: Processes, *, resume: 
             raise ConfigError(
                 f"{folder} holds an unfinished run; resume: auto goes on with it, overwrite: true removes it"
             )
+    above = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(f"output={folder}: nothing can be written in {above}; choose another output")
     return folder

@@ -5,13 +5,17 @@ A checkpoint is complete or absent: it is written beside its place and renamed w
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from accord.engine.models import replace_folder
 from accord.errors import AccordError
@@ -20,12 +24,14 @@ from accord.training import parallel
 from accord.training.step import Step
 
 WRITING = ".writing-"
+CHECKPOINT = "checkpoints/step-*/progress.json"
 
 
 @dataclass
 class Progress:
     """Where a run stands. step: updates done. best_*: of the evaluation metric. evals_since_best: for early stopping.
-    start: what was measured before the first update."""
+    start: what was measured before the first update. weights: content of the policy at the start and of each reference.
+    """
 
     step: int = 0
     best_step: int | None = None
@@ -33,6 +39,7 @@ class Progress:
     evals_since_best: int = 0
     objective_state: dict[str, Any] = field(default_factory=dict)
     start: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -102,6 +109,28 @@ class Checkpoints:
             k: {} for k in step.terms if k not in progress.objective_state
         }
         return progress
+
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Whatever is written of a run within.
+
+    Raises:
+        AccordError: the disk is full, or may not be written; what lay there before is whole.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in UNWRITABLE:
+            raise
+        kept = max((int(p.parent.name.removeprefix("step-")) for p in folder.glob(CHECKPOINT)), default=None)
+        raise AccordError(
+            f"{folder} cannot be written any more ({error}). Make room, and run the same command again: it "
+            + ("begins anew, for there is no checkpoint yet" if kept is None else f"goes on from step {kept}")
+        ) from error
 
 
 def _plain(value: Any) -> Any:

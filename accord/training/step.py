@@ -28,7 +28,7 @@ from accord.training.parallel import Processes, total_norm
 from accord.training.sharing import Combine, Gradients, Sets, add_up
 from accord.training.terms import Leaves, Metrics, Outcome, Term, add_metrics, evaluate, measure, statistics
 
-ENGINE_NEEDS = ("entropy", "hidden", "kl")
+ENGINE_NEEDS = ("entropy", "collision", "distance", "hidden", "kl")
 
 
 class TrainingError(AccordError):
@@ -410,7 +410,9 @@ class Step:
     def by_token(self, name: str) -> bool:
         """True if the engine returns `name` for every predicted token, False if for every sequence."""
         head = name.removeprefix("head:")
-        return name in ("logp", "entropy", "kl") or (head != name and self.scorer.heads[head].at == "tokens")  # type: ignore[union-attr]
+        return name in ("logp", "entropy", "collision", "distance", "kl") or (
+            head != name and self.scorer.heads[head].at == "tokens"
+        )  # type: ignore[union-attr]
 
     def _leaves(self, collected: Collected, micro: Micro, out: dict[str, Tensor]) -> Leaves:
         """Detached leaves of one forward pass, in the numbering of the batch's sequences."""

@@ -76,6 +76,14 @@ class Term:
         return any(row.classes == "both" for row, _, _ in self.parts)
 
     @property
+    def values_are_probabilities(self) -> bool:
+        return any(row.values == "probability" for row, _, _ in self.parts)
+
+    @property
+    def needs_scores(self) -> bool:
+        return any(row.values == "scores" for row, _, _ in self.parts)
+
+    @property
     def unit(self) -> str:
         return "token" if all(row.unit == "token" for row, _, _ in self.parts) else "example"
 
@@ -269,7 +277,9 @@ def _call(
         if stem in ("tokens", "kl_tokens") or stem.endswith(("ref_tokens", "old_tokens")):
             found = stem.removesuffix("tokens").rstrip("_")
             return matrix(found if found == "kl" else f"{found}_logp".lstrip("_"))
-        if stem in ("entropy", "kl"):
+        if stem == "distance":
+            return matrix(stem)
+        if stem in ("entropy", "collision", "kl"):
             return sequence(stem)
         if stem in ("mismatched", "old") or table.reference_named(stem):
             if "mismatched" not in name:

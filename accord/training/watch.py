@@ -54,7 +54,8 @@ class Console(Quiet):
                 now = time.monotonic()
                 if now - last > 10:
                     last = now
-                    self.note(f"{what}: {done:,} of {of:,}  {clock((now - began) / max(done, 1) * (of - done))} left")
+                    left = f" of {of:,}  {clock((now - began) / max(done, 1) * (of - done))} left" if of else ""
+                    self.note(f"{what}: {done:,}{left}")
 
             yield line
             return
