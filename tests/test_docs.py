@@ -3,7 +3,7 @@
 The documents are taken as they stand. A random model stands in for `smollm2` and a few records for `slogans`, and
 every training stops after two steps. A fence whose first line names a file (```json pairs.jsonl) is that file. Of
 ```bash, the lines that begin with `accord ` are run; `<!-- not run -->` above a fence leaves it out. ```text output is
-what the command before it printed.
+what the command before it printed or, behind ```bash fails, a part of its message.
 
 `python -m tests.test_docs` writes the list of objectives into docs/objectives.md.
 """
@@ -11,6 +11,7 @@ what the command before it printed.
 from __future__ import annotations
 
 import ast
+import math
 import re
 import runpy
 import shlex
@@ -24,11 +25,13 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from accord import cli, config
+from accord import cli, config, migrate
 from accord.data import sources
 from accord.data.views import ViewOptions
 from accord.errors import AccordError
+from accord.lab import frame
 from accord.objectives import table
+from accord.stats import proportion
 from tests import oracles, test_laws, test_walls
 from tests.conftest import ROOT, mixed_records
 
@@ -78,9 +81,14 @@ def prose(path: Path) -> str:
     return re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
 
 
+def lines_of(fence: Fence) -> list[str]:
+    """The lines that begin with `accord `, each with its continuation."""
+    return [line for line in fence.text.replace("\\\n", "").splitlines() if line.startswith("accord ")]
+
+
 def commands(path: Path) -> list[str]:
-    blocks = [f.text for f in fences(path) if f.language == "bash" and not f.left_out]
-    return [line for text in blocks for line in text.splitlines() if line.startswith("accord ")]
+    blocks = [f for f in fences(path) if f.language == "bash" and not f.left_out and f.title != "fails"]
+    return [line for fence in blocks for line in lines_of(fence)]
 
 
 def names(path: Path) -> str:
@@ -100,6 +108,13 @@ def cells(path: Path, header: str) -> list[list[str]]:
             inside = True
     assert found, f"{path.name} has no table of {header}"
     return found
+
+
+def header(path: Path, first: str) -> list[str]:
+    """The other columns of the table whose first one is called `first`."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in lines if line.startswith(f"| {first} | ")]
+    return [c.strip() for c in line.strip("|").split(" | ")][1:]
 
 
 # -- what is shown runs ------------------------------------------------------------------------------------------------
@@ -127,9 +142,12 @@ def stand_ins(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return work
 
 
-def accord(line: str) -> str:
-    """Runs a line that begins with `accord`; what it printed."""
+def accord(line: str, fails: bool = False) -> str:
+    """Runs a line that begins with `accord`; what it printed, or said where it must fail."""
     result = CliRunner().invoke(cli.app, shlex.split(line, comments=True)[1:])
+    if fails:
+        assert isinstance(result.exception, AccordError), f"{line}\n{result.output}\n{result.exception!r}"
+        return str(result.exception)
     assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
     return result.output
 
@@ -142,14 +160,16 @@ def test_examples_run(path: Path, stand_ins: Path) -> None:
     for fence in files:
         (stand_ins / fence.title).write_text(fence.text, encoding="utf-8")
     known: dict[str, object] = {"__name__": "example"}
-    printed = ""
+    printed, failed = "", False
     for fence in held:
         if fence.language == "python" and not fence.title:
             exec(compile("\n" * fence.line + fence.text, str(path), "exec"), known)
         elif fence.language == "bash":
-            for line in fence.text.splitlines():
-                if line.startswith("accord "):
-                    printed = accord(line)
+            failed = fence.title == "fails"
+            for line in lines_of(fence):
+                printed = accord(line, failed)
+        elif fence.title == "output" and failed:
+            assert " ".join(fence.text.split()) in " ".join(printed.split())
         elif fence.title == "output":
             assert fence.text.strip() == printed.strip()
 
@@ -206,8 +226,8 @@ def test_the_objective_of_contributing_keeps_every_law(monkeypatch) -> None:
     exec(compile(tree, "contributed", "exec", flags=__import__("__future__").annotations.compiler_flag), vars(module))
     row = table._read(node, "contributed", table._facts(node) or {})
     cases = [test_laws.make(row, getattr(module, name), None, options) for options in test_laws.option_sets(row)]
-    for law in test_laws.LAWS:
-        test_laws.judge(law, cases)
+    for number, law in test_laws.WITH_PAPER.items():
+        test_laws.judge(law, cases, row.exceptions.get(number))
 
 
 def test_the_layout_of_contributing_is_read(tmp_path, monkeypatch) -> None:
@@ -277,11 +297,94 @@ def test_what_a_run_writes_is_in_the_tables(stand_ins) -> None:
     )  # fmt: skip
     files = {re.findall(r"`(.*?)`", row[0])[0].strip("/") for row in cells(ROOT / "README.md", "in the run folder")}
     assert {p.name for p in run.folder.iterdir()} | {"verdicts.jsonl", "samples.jsonl"} == files
-    documented = {n for row in cells(ROOT / "docs" / "training.md", "metric") for n in re.findall(r"`(.*?)`", row[0])}
+    documented = {n for row in cells(ROOT / "docs" / "numbers.md", "metric") for n in re.findall(r"`(.*?)`", row[0])}
     terms = "|".join(run.summary["examples"])
     lines = [yaml.safe_load(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     written = {re.sub(rf"^(eval_)?(({terms})/)?", "", key) for line in lines for key in line}
     assert written == documented
+    numbers = prose(ROOT / "docs" / "numbers.md")
+    timing = (run.folder / "timing.jsonl").read_text().splitlines()
+    told = {k for k in yaml.safe_load(timing[0]) if k != "step"} | {"train", "held_out", "start", "held_out_accuracy"}
+    assert {k for k in told if f"`{k}`" not in numbers} == set()
+    assert {"held_out_accuracy", "longer_is_better", "train", "held_out", "start"} <= run.summary.keys()
+
+
+def test_numbers_that_are_printed_are_true() -> None:
+    page = ROOT / "docs" / "numbers.md"
+    (weight,) = [row[1:] for row in cells(page, "margin") if row[0].startswith("still")]
+    (probability,) = [row[1:] for row in cells(page, "margin") if row[0] == "probability"]
+    margins, pairs = header(page, "margin"), header(page, "pairs")
+    assert probability == [f"{1 / (1 + math.exp(-float(m))):.3f}" for m in margins]
+    assert weight == [f"{1 / (1 + math.exp(float(m))):.3f}" for m in margins]
+    intervals = [proportion(round(0.7 * int(n)), int(n)) for n in pairs]
+    assert [row[1:] for row in cells(page, "pairs")] == [
+        [f"{i.low:.3f}" for i in intervals], [f"{i.high:.3f}" for i in intervals]
+    ]  # fmt: skip
+
+
+def test_losses_at_the_start_are_those_of_the_rows() -> None:
+    told: dict[str, str] = {}
+    for names_, start, *_ in cells(ROOT / "docs" / "numbers.md", "objective"):
+        told |= dict.fromkeys(re.findall(r"`(\w+)`", names_), start)
+    for name in told:
+        row = table.find(name)
+        values = {k: o.default for k, o in row.options.items()} | {"log": math.log, "exp": math.exp, "value": 1.0}
+        if row.init is None or "value**" in row.init:
+            assert not re.search(r"\d\.\d|= \d", told[name]), name
+        else:
+            assert f"{eval(row.init, {}, values):.3g}" in told[name], name
+
+
+def test_settings_of_trl_become_what_the_page_says() -> None:
+    page = ROOT / "docs" / "from-trl.md"
+    for theirs, ours, *_ in cells(page, "in TRL"):
+        given = yaml.safe_load("\n".join(re.findall(r"`(.*?)`", theirs)))
+        whole = {"model_name_or_path": "m", "dataset_name": "d", "loss_type": "sigmoid"} | given
+        if ours == "refused":
+            with pytest.raises(AccordError):
+                migrate.convert(whole, "trl")
+            continue
+        made = migrate.convert(whole, "trl")
+        if ours == "none":
+            gone = made.partition("# Without a counterpart:")[2]
+            assert [k for k in given if f"\n# {k}: " not in gone] == []
+        else:
+            expected = yaml.safe_load("\n".join(re.findall(r"`(.*?)`", ours)))
+            assert {k: yaml.safe_load(made).get(k) for k in expected} == expected
+    layouts = {entry.name for entry in sources.LAYOUTS}
+    for *_, layout in cells(page, "format of TRL"):
+        assert layout.startswith("none:") or re.findall(r"`(.*?)`", layout)[0] in layouts
+
+
+@pytest.mark.parametrize("page", ["demonstrations", "labels", "pairs", "rankings"])
+def test_rows_of_each_kind_of_feedback_are_that_kind(page: str, tmp_path: Path) -> None:
+    kinds = {"labels": {"labels", "ratings"}}.get(page, {page})
+    shown = [f for f in fences(ROOT / "docs" / f"{page}.md") if f.title.endswith((".jsonl", ".csv"))]
+    assert len(shown) >= 3
+    for fence in shown:
+        (tmp_path / fence.title).write_text(fence.text, encoding="utf-8")
+        loaded = sources.load(tmp_path / fence.title)
+        assert loaded.records
+        for record in loaded.records:
+            assert set(record.kinds) <= kinds | {"ratings"}, fence.title
+
+
+def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    with (ROOT / "mkdocs.yml").open(encoding="utf-8") as file:
+        settings = load_config(file, strict=True, site_dir=str(tmp_path / "site"))
+    settings.plugins.on_startup(command="build", dirty=False)
+    build(settings)
+    built = {p.relative_to(tmp_path / "site").as_posix(): p for p in (tmp_path / "site").rglob("*.html")}
+    assert {p.stem + ".html" for p in (ROOT / "docs").glob("*.md")} <= built.keys()
+    for name, page in built.items():
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r"<(?:script|img|iframe|link)\b[^>]*?\b(?:src|href)=[\"']?(?:https?:)?//[^\s>]+", text)
+        assert loaded == [], name
+        assert "```" not in text, f"{name}: a fence is shown as text"
 
 
 def test_every_module_is_in_the_rooms_and_the_tree() -> None:
@@ -349,6 +452,7 @@ def test_commands_and_options_that_are_named_are_there(path: Path) -> None:
     flat |= {f"data {k}": v for k, v in flat["data"].commands.items()}
     known = {*config.settings(), *config.TRANSLATED, "help"} | {o for r in table.rows().values() for o in r.options}
     known |= {o.strip("-").replace("-", "_") for c in (group, *flat.values()) for p in c.params for o in p.opts}
+    known |= {o for lab in frame.LABS for o in config.keywords(frame.file_of(lab), "run")}
     text = [*re.findall(r"`([^`\n]+)`", prose(path)), *commands(path)]
     for line in text:
         if line.startswith("accord "):
