@@ -7,7 +7,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Optional
@@ -16,7 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from accord import config
-from accord.errors import AccordError, ConfigError
+from accord.errors import AccordError, ConfigError, nearest
 from accord.objectives import table
 
 LEARN, MODELS, LOOK = "Data and training", "Models", "Look things up"
@@ -115,6 +116,10 @@ def _runs(incomplete: str) -> list[str]:
     """Run folders, here and in runs/."""
     found = [p.parent for p in (*Path().glob("*/config.yaml"), *Path("runs").glob("*/config.yaml"))]
     return sorted(str(p) for p in found if str(p).startswith(incomplete))
+
+
+def _lab_names(incomplete: str) -> list[str]:
+    return [n for n in _labs() if n.startswith(incomplete)]
 
 
 def _objective_names(incomplete: str) -> list[str]:
@@ -228,10 +233,25 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
 
 
-@app.command(help="List the objectives, or print one: equation, options, source.", rich_help_panel=LOOK)
+@app.command(
+    help="List the objectives, or print one: equation, options, source; `check NAME` judges one by the laws.",
+    rich_help_panel=LOOK,
+)
 def objectives(
-    name: Annotated[str | None, typer.Argument(autocompletion=_objective_names)] = None, as_json: AsJson = False
+    name: Annotated[str | None, typer.Argument(autocompletion=_objective_names)] = None,
+    checked: Annotated[str | None, typer.Argument(metavar="[NAME]", help="What to check, like my.py:name.")] = None,
+    tree: Annotated[bool, typer.Option("--tree", help="How they relate.")] = False,
+    as_json: AsJson = False,
 ) -> None:
+    if tree:
+        from accord.objectives import relations
+
+        typer.echo("\n".join(relations.tree()))
+        return
+    if name == "check":
+        raise typer.Exit(_judge(checked, as_json))
+    if checked:
+        raise ConfigError(f"{checked!r}: name one objective, or write `accord objectives check {checked}`")
     rows = [table.find(name)] if name else list(table.rows().values())
     if as_json:
         listed = [
@@ -250,6 +270,25 @@ def objectives(
         for r in rows:
             ref = "ref" if r.needs_reference else "   "
             typer.echo(f"{r.name:<{width}}  {r.feeds_on:<6} {ref}  {r.paper:<11} {r.summary}")
+
+
+def _judge(name: str | None, as_json: bool) -> int:
+    """Runs the laws on one objective; 1 if it breaks one that it does not declare."""
+    if name is None:
+        raise ConfigError("name what to check, like my.py:name")
+    row = table.find(name)
+    from accord.lab.laws import LAWS, check
+
+    found = check(row)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    for number, seen in found.items() if not as_json else ():
+        law = (LAWS[number].__doc__ or "").split(": ")[0].strip().splitlines()[0].rstrip(".")
+        declared = f" (declared: {row.exceptions[number]})" if number in row.exceptions else ""
+        typer.echo(f"{'ok  ' if seen is None else 'FAIL'} {number:>2} {law}{declared}")
+        if seen:
+            typer.echo(f"        {seen}")
+    return int(any(found.values()))
 
 
 def _objective_page(r: table.Row) -> str:
@@ -322,23 +361,109 @@ def sample(
                 typer.echo(f"  {a.plain_text}\n")
 
 
-@data_app.command("check", help="What a file was taken for, and everything odd in it.")
+FeedbackFiles = Annotated[
+    list[str],
+    typer.Argument(metavar="FILE...", help="Files, folders, globs, bundled or hub data sets, - for JSON lines."),
+]
+Columns = Annotated[Optional[str], typer.Option(help="Rename columns: prompt=question,chosen=good.")]  # noqa: UP045
+LayoutName = Annotated[Optional[str], typer.Option(help="Name the layout, instead of telling it by the columns.")]  # noqa: UP045
+OnBadRecord = Annotated[str, typer.Option(help="raise, or skip rows that cannot be read.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+DrawSeed = Annotated[int, typer.Option(help="Another seed draws others.")]
+Tokenizer = Annotated[Optional[str], typer.Option(help="Whose tokens are counted, on 1,000 records.")]  # noqa: UP045
+
+
+def _renamed(columns: str | None) -> dict[str, str] | None:
+    if columns and not re.fullmatch(r"[^=,]+=[^=,]+(,[^=,]+=[^=,]+)*", columns):
+        raise ConfigError(f"--columns {columns}: write it as prompt=question,chosen=good")
+    return dict(pair.split("=") for pair in columns.split(",")) if columns else None
+
+
+def _chat(model: str | None, max_length: int) -> Any:
+    """How a model's tokenizer reads records; None without one."""
+    if model is None:
+        return None
+    _quiet_libraries()
+    from accord.data.chat import Chat
+    from accord.engine import models
+
+    return Chat(models.load_tokenizer(model), max_length=max_length)
+
+
+def _speed(given: str | None) -> tuple[float, str] | None:
+    """Tokens a second, and how that is known: a number is stated, a run was measured."""
+    if given is None:
+        return None
+    timing = Path(given) / "timing.jsonl"
+    if timing.exists():
+        steps = [json.loads(line) for line in timing.read_text(encoding="utf-8").splitlines()]
+        tokens, seconds = (sum(step[name] for step in steps) for name in ("tokens", "seconds"))
+        if not seconds:
+            raise ConfigError(f"--tokens-per-second {given}: the run has made no step")
+        return tokens / seconds, f"{tokens / seconds:,.0f} tokens/s (measured in {given})"
+    try:
+        stated = float(given)
+    except ValueError:
+        stated = 0.0
+    if not 0 < stated < float("inf"):
+        raise ConfigError(f"--tokens-per-second {given}: give a number above 0, or a run folder, which has measured it")
+    return stated, f"{stated:,.0f} tokens/s (as stated)"
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[Callable[[int], None]]:
+    """Says how far a long file has been read: on a terminal each half second, into a pipe every ten."""
+    began = last = time.monotonic()
+    terminal = sys.stderr.isatty()
+
+    def say(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > (0.5 if terminal else 10):
+            last = now
+            text = f"{done:,} records, {done / (now - began):,.0f} a second"
+            typer.echo(f"\r{text}" if terminal else text, err=True, nl=not terminal)
+
+    yield say
+    if terminal and last > began:
+        typer.echo("\r" + " " * 48 + "\r", err=True, nl=False)
+
+
+def _tell(found: Any, as_json: bool) -> None:
+    """What a command over data found: lines for a person, an object for a program."""
+    from dataclasses import asdict
+
+    made = found.as_dict() if hasattr(found, "as_dict") else asdict(found)
+    typer.echo(json.dumps(made, indent=2, ensure_ascii=False) if as_json else "\n".join(found.lines()))
+
+
+@data_app.command("check", help="What files are taken for, everything odd in them, tokens and time of a pass.")
 def data_check(
-    file: str,
-    columns: Annotated[Optional[str], typer.Option(help="Rename columns: prompt=question,chosen=good.")] = None,  # noqa: UP045
-    strict: Annotated[bool, typer.Option(help="Fail if anything is odd.")] = False,
+    files: FeedbackFiles,
+    columns: Columns = None,
+    layout: LayoutName = None,
+    objective: Annotated[
+        Optional[str], typer.Option(help="Only what this one feeds on.", autocompletion=_objective_names)  # noqa: UP045
+    ] = None,
+    model: Tokenizer = None,
+    max_length: Annotated[int, typer.Option(help="Longest sequence in tokens, as in training.")] = 1024,
+    tokens_per_second: Annotated[
+        Optional[str], typer.Option(metavar="NUMBER|RUN", help="For the time: a number, or a run that measured it.")  # noqa: UP045
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if anything is odd.")] = False,
     as_json: AsJson = False,
 ) -> None:
     from accord.data import checks
 
-    if columns and not re.fullmatch(r"[^=,]+=[^=,]+(,[^=,]+=[^=,]+)*", columns):
-        raise ConfigError(f"--columns {columns}: write it as prompt=question,chosen=good")
-    story = checks.check(file, columns=dict(p.split("=") for p in columns.split(",")) if columns else None)
-    if as_json:
-        typer.echo(json.dumps(story.as_dict(), indent=2, ensure_ascii=False))
-    else:
-        typer.echo("\n".join(story.lines()))
+    kind = table.find(objective).feeds_on if objective else None
+    speed, chat = _speed(tokens_per_second), _chat(model, max_length)
+    with _reading() as say:
+        story = checks.check(
+            files, columns=_renamed(columns), layout=layout, kind=kind, chat=chat, speed=speed, say=say
+        )
+    _tell(story, as_json)
     if strict and story.odd:
+        typer.echo(f"accord: --strict is given, and this is {story.summed}", err=True)
         raise typer.Exit(1)
 
 
@@ -348,22 +473,112 @@ def data_show(
     model: Annotated[str, typer.Option(help="Whose tokenizer and template.")],
     records: Annotated[int, typer.Option(help="How many.")] = 3,
     max_length: Annotated[int, typer.Option(help="Longest sequence in tokens, as in training.")] = 1024,
+    columns: Columns = None,
+    layout: LayoutName = None,
 ) -> None:
+    from itertools import islice
+
     from rich.console import Console as Terminal
 
     from accord.data import checks, sources
-    from accord.data.chat import Chat
-    from accord.engine import models
 
-    found = sources.load(file).records[:records]
-    _quiet_libraries()
-    chat = Chat(models.load_tokenizer(model), max_length=max_length)
+    found = list(islice(sources.stream(file, columns=_renamed(columns), layout=layout), records))
+    chat = _chat(model, max_length)
     out = Terminal(highlight=False, soft_wrap=True)
     out.print(chat.told)
     out.print("[dim]context[/dim]  [bold green]trained[/bold green]  [yellow]seen, not trained[/yellow]")
     for record in found:
         for text in ("", *checks.shown(record, chat)):
             out.print(text)
+
+
+@data_app.command("stats", help="Files in numbers: lengths, scripts, judgements, and how far judges agree.")
+def data_stats(
+    files: FeedbackFiles,
+    columns: Columns = None,
+    layout: LayoutName = None,
+    model: Tokenizer = None,
+    max_length: Annotated[int, typer.Option(help="Longest sequence in tokens, as in training.")] = 1024,
+    as_json: AsJson = False,
+) -> None:
+    from accord.data.describe import describe
+
+    chat = _chat(model, max_length)
+    with _reading() as say:
+        found = describe(files, chat=chat, columns=_renamed(columns), layout=layout, say=say)
+    _tell(found, as_json)
+
+
+@data_app.command("convert", help="Write records, or rows of another layout: what would be lost is refused.")
+def data_convert(
+    files: FeedbackFiles,
+    output: Annotated[Path, typer.Option(help="A .jsonl file (also .gz, .bz2, .xz, .zst), or .parquet.")],
+    to: Annotated[
+        str, typer.Option(help="records, pairs, kto, ratings, lists, messages, completions or prompts.")
+    ] = "records",
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Leave out what the layout does not hold, and count it.")
+    ] = False,
+    columns: Columns = None,
+    layout: LayoutName = None,
+    on_bad_record: OnBadRecord = "raise",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    from accord.data.write import convert
+
+    with _reading() as say:
+        made = convert(
+            files, output, to=to, lossy=lossy, overwrite=overwrite, columns=_renamed(columns), layout=layout,
+            on_error=on_bad_record, say=say,
+        )  # fmt: skip
+    _tell(made, as_json)
+
+
+@data_app.command("split", help="Records for training, test and validation: no prompt stands on two sides.")
+def data_split(
+    files: FeedbackFiles,
+    output: Annotated[Path, typer.Option(help="The folder of train.jsonl, test.jsonl and validation.jsonl.")],
+    test: Annotated[float, typer.Option(help="Share of the prompts.")] = 0.1,
+    validation: Annotated[float, typer.Option(help="Share of the prompts.")] = 0.0,
+    seed: DrawSeed = 0,
+    columns: Columns = None,
+    layout: LayoutName = None,
+    on_bad_record: OnBadRecord = "raise",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    from accord.data.parts import split
+
+    with _reading() as say:
+        made = split(
+            files, output, test=test, validation=validation, seed=seed, overwrite=overwrite,
+            columns=_renamed(columns), layout=layout, on_error=on_bad_record, say=say,
+        )  # fmt: skip
+    _tell(made, as_json)
+
+
+@data_app.command("sample", help="Some of the records, drawn by prompt.")
+def data_sample(
+    files: FeedbackFiles,
+    output: Annotated[Path, typer.Option(help="A .jsonl file (also .gz, .bz2, .xz, .zst), or .parquet.")],
+    count: Annotated[int, typer.Option(help="How many records.")],
+    seed: DrawSeed = 0,
+    by: Annotated[Optional[str], typer.Option(help="source or kind: from each in proportion.")] = None,  # noqa: UP045
+    columns: Columns = None,
+    layout: LayoutName = None,
+    on_bad_record: OnBadRecord = "raise",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    from accord.data.parts import sample
+
+    with _reading() as say:
+        made = sample(
+            files, output, count, seed=seed, by=by, overwrite=overwrite, columns=_renamed(columns), layout=layout,  # type: ignore[arg-type]
+            on_error=on_bad_record, say=say,
+        )  # fmt: skip
+    _tell(made, as_json)
 
 
 @app.command(help="First success: align SmolLM2-135M-Instruct with the bundled slogans and show before and after.")
@@ -462,6 +677,84 @@ def convert_config(
     output.write_text(made, encoding="utf-8")
     gone = made.partition("# Without a counterpart:")[2].count("\n# ")
     typer.echo(f"{output}: read its comments; {gone} keys have no counterpart")
+
+
+class _Lab(TyperCommand):
+    """Its options are the keywords of each lab's `run`."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        for name, file in _labs().items():
+            with formatter.section(f"Options of {name}"):
+                found = [s for s in config.keywords(file, "run").values() if s.name not in ("seeds", "progress")]
+                formatter.write_dl([_setting(s) for s in found])
+        with formatter.section("Options of an objective"):
+            formatter.write_text("--beta 0.2 and such, where a lab has --objective.")
+        super().format_options(ctx, formatter)
+
+
+def _labs() -> dict[str, Path]:
+    from accord.lab import frame
+
+    return {name: frame.file_of(name) for name in frame.LABS}
+
+
+@app.command(
+    cls=_Lab,
+    context_settings={**ANYTHING, "max_content_width": 100},
+    options_metavar="[--KEY VALUE | KEY=VALUE ...]",
+    rich_help_panel=LOOK,
+)
+def lab(
+    context: typer.Context,
+    name: Annotated[
+        Optional[str], typer.Argument(help="Which one; without it they are listed.", autocompletion=_lab_names)  # noqa: UP045
+    ] = None,
+    seeds: Annotated[Optional[int], typer.Option(help="So many repetitions, seeds 0, 1, ...")] = None,  # noqa: UP045
+    out: Annotated[
+        Optional[Path], typer.Option(help="The folder of numbers and figures [default runs/lab-NAME].")  # noqa: UP045
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What an objective really does, in worlds small enough to know the truth.
+
+    Claims are printed in words; numbers (JSON) and figures (PNG, SVG) are written. --json prints the numbers instead.
+    """
+    from accord.lab import frame
+
+    if name is None:
+        for each in frame.LABS:
+            typer.echo(f"{each:<{max(map(len, frame.LABS))}}  {frame.summary(each)}")
+        return
+    file = frame.file_of(name)
+    words = list(context.args)
+    only = words.pop(0) if words and not words[0].startswith("--") and "=" not in words[0] else None
+    given = config.parse(words) | ({"only": only} if only else {}) | ({"seeds": seeds} if seeds is not None else {})
+    known = config.keywords(file, "run").keys() - {"progress"}
+    of_rows = {o for r in table.rows().values() for o in r.options} if "objective" in known else set()
+    for key in given:
+        if key not in known | of_rows:
+            raise ConfigError(f"{key!r} is no option of lab {name}; {nearest(key, known)}")
+    if seeds is not None and seeds < 1:
+        raise ConfigError(f"--seeds {seeds}: at least 1 is needed")
+    if out and "folder" in known:
+        given.setdefault("folder", str(out))
+    import importlib
+
+    from accord.sinks import jsonable
+    from accord.training.watch import Console, Quiet
+
+    run = importlib.import_module(f"accord.lab.{file.stem}").run
+    if "transformers" in sys.modules:  # a lab on text
+        _quiet_libraries()
+    found = run(**config.typed(given | {"progress": Quiet() if as_json else Console()}, file, "run"))
+    folder = out or Path("runs") / f"lab-{name}"
+    paths = found.write(folder) if out or not as_json else []
+    if as_json:
+        typer.echo(json.dumps(jsonable(found.as_dict()), indent=2))
+        return
+    for claim in found.claims:
+        typer.echo(f"{claim}\n")
+    typer.echo(f"{len(paths)} files in {folder}: {paths[0].name}, and figures as PNG and SVG")
 
 
 @app.command(help="Whether this machine is ready: versions, processor, GPUs, memory, and a test.", rich_help_panel=LOOK)

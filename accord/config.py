@@ -12,7 +12,7 @@ import builtins
 import functools
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class Setting:
-    """One keyword of `train`."""
+    """One keyword of a function that the user calls by name: `train`, or the `run` of a lab."""
 
     name: str
     annotation: str
@@ -63,11 +63,16 @@ class Setting:
         return "" if text == "Any" else text
 
 
-@functools.cache
 def settings() -> dict[str, Setting]:
     """Every setting of a run, in the order of the signature."""
-    tree = ast.parse(TRAIN.read_text(encoding="utf-8"))
-    node = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "train")
+    return keywords(TRAIN, "train")
+
+
+@functools.cache
+def keywords(file: Path, function: str) -> dict[str, Setting]:
+    """The keywords of a function, read from the syntax tree of its file."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    node = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
     helps = _helps(ast.get_docstring(node) or "")
     found: dict[str, Setting] = {}
     plain = node.args.args
@@ -97,10 +102,10 @@ def _helps(doc: str) -> dict[str, str]:
 
 
 @functools.cache
-def _model() -> type:
+def _model(file: Path, function: str) -> type:
     names = {**vars(typing), **vars(builtins)}
     fields: dict[str, Any] = {}
-    for s in settings().values():
+    for s in keywords(file, function).values():
         kind = eval(s.annotation, {"__builtins__": {}}, names)  # our own signature's annotations
         fields[s.name] = (kind, ... if s.required else s.default)
     return create_model("Config", __config__=ConfigDict(extra="allow", coerce_numbers_to_str=True), **fields)
@@ -112,9 +117,8 @@ def check(given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: names the setting, what is wrong, and what it could be.
     """
-    known = (set(settings()) | set(TRANSLATED) | {o for r in table.rows().values() for o in r.options}) - set(
-        PYTHON_ONLY
-    )
+    rows = [*table.rows().values(), *(table.find(name) for name in _own_objectives(given.get("objective")))]
+    known = (set(settings()) | set(TRANSLATED) | {o for r in rows for o in r.options}) - set(PYTHON_ONLY)
     given = {str(k).replace("-", "_"): v for k, v in given.items()}
     for key, value in given.items():
         if key not in known:
@@ -125,15 +129,33 @@ def check(given: dict[str, Any]) -> dict[str, Any]:
             value == "" or (isinstance(value, bool) and "bool" not in settings()[key].annotation)
         ):
             raise ConfigError(f"{key} needs a value: {settings()[key].help}")
+    return typed(given, TRAIN, "train")
+
+
+def typed(given: dict[str, Any], file: Path, function: str) -> dict[str, Any]:
+    """What was given for the keywords of a function, with their types; other keys are left as they are.
+
+    Raises:
+        ConfigError: one is missing, or of another type.
+    """
     try:
-        checked = _model().model_validate(given)  # type: ignore[attr-defined]
+        checked = _model(file, function).model_validate(given)  # type: ignore[attr-defined]
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
         if error.errors()[0]["type"] == "missing":
-            raise ConfigError(f"{name} is missing: {settings()[name].help}") from None
+            raise ConfigError(f"{name} is missing: {keywords(file, function)[name].help}") from None
         why = [e["msg"][0].lower() + e["msg"][1:] for e in error.errors() if e["loc"][0] == name]
         raise ConfigError(f"{name}={given.get(name)!r}: {', or '.join(why)}") from None
     return checked.model_dump(include=set(given))
+
+
+def _own_objectives(objective: Any) -> Iterator[str]:
+    """Objectives in files of the user's, wherever they are named."""
+    if isinstance(objective, str) and ".py:" in objective:
+        yield objective
+    elif isinstance(objective, dict | list):
+        for inner in objective.values() if isinstance(objective, dict) else objective:
+            yield from _own_objectives(inner)
 
 
 NOT_SWEPT = {"data", "eval_data", "model", "output", "reference", "reference_cache", "chat_template", "trackers"}

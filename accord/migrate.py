@@ -26,11 +26,11 @@ LOSSES: dict[str, tuple[tuple[str, ...], str]] = {
     "ipo": (("ipo",), "there it is on means over tokens, so length is mean"),
     "hinge": (("rso_hinge",), "the hinge on normalised log-probs of RSO, which is not SLiC-HF"),
     "exo_pair": (("exo_pref", "exo_pair"), ""),
-    "nca_pair": (("nca", "nca_pair"), ""),
+    "nca_pair": (("nca_pair",), ""),
     "robust": (("robust", "robust_dpo", "rdpo"), "the unbiased one of 2403.00409, not the conservative one"),
     "bco_pair": (("bco",), "here with a moving reference point"),
     "bco": (("bco",), ""),
-    "sppo_hard": (("sppo", "sppo_hard"), ""),
+    "sppo_hard": (("sppo_hard",), ""),
     "aot": (("aot_paired",), ""),
     "aot_pair": (("aot_unpaired",), "aot_pair is the unpaired one there"),
     "aot_unpaired": (("aot_unpaired",), ""),
@@ -42,6 +42,7 @@ LOSSES: dict[str, tuple[tuple[str, ...], str]] = {
     "orpo": (("orpo",), ""),
     "cpo": (("cpo",), ""),
     "kto": (("kto",), ""),
+    "apo_zero_unpaired": (("apo_zero_unpaired",), ""),
     "sft": (("sft",), ""),
 }
 # Options of losses there -> names that objectives may have for them here.

@@ -144,7 +144,7 @@ def test_objectives_are_listed_and_explained(accord):
 def test_a_misspelt_objective(accord):
     code, out, err = accord("objectives", "dop")
     assert (code, out) == (2, "")
-    assert err == "accord: no objective is called 'dop'; did you mean 'dpo'?\n"
+    assert err == "accord: no objective is called 'dop'; did you mean 'dpop' or 'dpo' or 'dco'?\n"
 
 
 def test_words_that_are_no_command(accord):
@@ -229,7 +229,7 @@ def test_the_next_free_folder(tmp_path):
         ({"data": None}, "data is missing: a file"),
         ({"batch_size": "many"}, "batch_size='many': input should be a valid integer"),
         ({"schedule": "cosin"}, "schedule='cosin': input should be 'cosine', 'linear' or 'constant'"),
-        ({"objective": "dop"}, "no objective is called 'dop'; did you mean 'dpo'?"),
+        ({"objective": "dop"}, "no objective is called 'dop'; did you mean 'dpop' or 'dpo'"),
         ({"tau": "1"}, "'tau' is not an option of dpo"),
         ({"data": "nope.jsonl"}, "nope.jsonl: there is no such file"),
         ({"model": "./nope"}, "model './nope': there is no such folder"),
@@ -338,7 +338,7 @@ def test_check_names_everything_odd_by_file_and_line(accord, data):
         f"contradiction: the same pair in both directions: 1 ({file}:3)",
         f"duplicate pair dropped: 1 ({file}:7)",
         f"the same record again: 1 ({file}:7)",
-        f"characters that are no text (NUL, or the sign for one that could not be read): 1 ({file}:4)",
+        f"control characters (NUL and such) in a text: 1 ({file}:4)",
     ):
         assert line in out
 
@@ -350,7 +350,7 @@ def test_check_as_json(accord, data):
     assert story["odd"] is True
     assert story["records"] == 5
     assert story["uses"]["Pairs"]["examples"] == 1
-    assert {"what", "count", "places"} == set(story["oddities"][0])
+    assert {"what", "count", "places", "remedy"} == set(story["oddities"][0])
 
 
 def test_check_renames_columns(accord):
@@ -418,7 +418,7 @@ def test_the_command_itself():
     words = [sys.executable, "-m", "accord", "objectives", "dop"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr == "accord: no objective is called 'dop'; did you mean 'dpo'?\n"
+    assert done.stderr == "accord: no objective is called 'dop'; did you mean 'dpop' or 'dpo' or 'dco'?\n"
 
 
 # -- habits of the field ----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ STANDS_ON: dict[str, set[str]] = {
     "errors": set(),
     "stats": set(),
     "sinks": set(),
-    "data": set(),
+    "data": {"stats"},
     "objectives": set(),
     "monitors": set(),
     "report": {"stats", "sinks"},
