@@ -122,7 +122,7 @@ class Scorer(nn.Module):
 
         Returns:
             `logp` [M], `entropy` [M], `collision` [M] (log of the sum of squared probabilities, no gradient),
-            `distance` [M] (see `_distance`), `kl` [M] (KL(reference | policy) of next-token distributions, sum over v of
+            `distance` [M] (see `_distance`), `kl` [M] (KL(reference | policy) of next-token distributions, sum of
             p_ref log(p_ref / p), nats), `hidden` [n, h], `head:NAME` [n] or [n, d]; float32.
         """
         with self._computing(row):
