@@ -325,7 +325,7 @@ def _objective(work: _Work, loss: str | list[str], *keys: str, weights: list[flo
     for name in names:
         row, note = _row(str(name), where)
         if row.name == "dpo" and _smoothed(work):
-            row, note = table.rows()["cdpo"], "with label smoothing it is conservative DPO"
+            row, note = table.rows()["cdpo"], "with label smoothing it is conservative DPO (TRL 1.16 ignores it here)"
         if name == "ipo" and len(names) == 1:
             work.put("length", "mean", *keys, why=note)
         rows.append(row)

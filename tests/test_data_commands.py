@@ -58,7 +58,7 @@ def accord(capfd, monkeypatch, tmp_path):
 
 def written(path: Path, rows: list) -> Path:
     """Rows or records as a file."""
-    lines = [write.line_of(row) if isinstance(row, Record) else json.dumps(row) for row in rows]
+    lines = [row.to_json() if isinstance(row, Record) else json.dumps(row) for row in rows]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return path
 

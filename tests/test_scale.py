@@ -265,6 +265,21 @@ def test_pairs_of_which_both_sides_are_the_same_tokens_are_left_out_alike(tmp_pa
     assert 0 < counts[why] < 20
 
 
+def test_where_nothing_of_a_source_is_left_everything_is_tokenised(tmp_path, monkeypatch):
+    gone = [r.model_copy(update={"prompt": r.prompt + " long" * 90}) for r in pair_records(3, "gone")]
+    said = [*gone, *pair_records(60, "kept")]
+    path = tmp_path / "two.jsonl"
+    path.write_text("".join(r.to_json() + "\n" for r in said))
+    monkeypatch.setattr(store, "KEPT", 5)
+    many, _ = read(str(path), "raise", Counts())
+    corpus, schedule, counts = made(many, 1, "dpo", max_length=90, overlong="drop")
+    _, same, counted = made(said, 1, "dpo", max_length=90, overlong="drop")
+    assert [s.label for s in schedule.strata] == [s.label for s in same.strata] == ["dpo/kept"]
+    assert seen(schedule.batch(0)) == seen(same.batch(0))
+    assert len(corpus.items["dpo"]) == 60
+    assert counts["dropped: longer than max_length=90"] == counted["dropped: longer than max_length=90"] == 3
+
+
 # -- columns ----------------------------------------------------------------------------------------------------------
 
 

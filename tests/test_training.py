@@ -949,3 +949,30 @@ def test_a_dry_run_leaves_what_it_would_overwrite(model_folder, tmp_path):
     before = (done.folder / "metrics.jsonl").read_text()
     assert accord.train(str(model_folder), pair_records(8), dry_run=True, overwrite=True, **given).summary["memory"] > 0
     assert (done.folder / "metrics.jsonl").read_text() == before
+
+
+def test_ratings_on_one_side_of_the_threshold_are_told(model_folder, tmp_path, capsys):
+    rated = [
+        Record(
+            prompt=f"Say {i}",
+            responses=(Response(text="hello"),),
+            judgements=(Judgement(kind="score", response=0, value=5 + i % 4),),
+        )
+        for i in range(8)
+    ]
+    given = {"max_steps": 1, "batch_size": 4, "device": "cpu", "precision": "fp32"}
+    accord.train(str(model_folder), rated, {"ratings": "ulma"}, output=str(tmp_path / "a"), **given)
+    assert "all of them are good: view: {threshold: ...}" in capsys.readouterr().out
+    accord.train(
+        str(model_folder), rated, {"ratings": "ulma"}, view={"rescale": "unit"}, output=str(tmp_path / "b"), **given
+    )
+    assert "all of them are good" not in capsys.readouterr().out
+
+
+def test_log_z_of_the_run_is_for_the_terms_that_read_it():
+    made = plan.terms({"pairs": "dpo", "labels": "pointwise_dpo"}, {}, log_z="head")
+    assert {name: term.log_z for name, term in made.items()} == {"pairs": "one", "labels": "head"}
+    with pytest.raises(ConfigError, match="no objective here reads it"):
+        plan.terms({"pairs": "dpo"}, {}, log_z="head")
+    with pytest.raises(ConfigError, match="dpo does not read it"):
+        plan.terms({"pairs": {"name": "dpo", "log_z": "head"}}, {})

@@ -201,6 +201,7 @@ class Encoding:
             self.apart.setdefault((branch.record, branch.context), []).append(branch)
         self.corpus = Corpus(records, self.sequences, dict(self.numbers), counts)
         self.twins: dict[int, int] = {}  # a branch of the same tokens as another one, to the first of these
+        self.told: set[tuple[Any, ...]] = set()  # pairs of twins that were counted
 
     def _numbered(self, table: Examples) -> Items:
         """The examples with the numbers of their branches."""
@@ -272,10 +273,13 @@ class Encoding:
         if self.twins and items.kind == "Pairs":
             sides = np.stack([np.asarray(items.branches[side]) for side in ("chosen", "rejected")], 1)
             for i in np.flatnonzero((found == READY) & np.isin(sides, list(self.twins)).any(1)):
-                if len({self.twins.get(number, number) for number in sides[i].tolist()}) == 1:
+                pair = (name, *sides[i].tolist())
+                if len({self.twins.get(number, number) for number in pair[1:]}) == 1:
                     found[i] = LOST
-                    about = self.records[int(items.records[i])]
-                    self.counts.add("dropped: chosen and rejected are the same tokens", about)
+                    if pair not in self.told:
+                        about = self.records[int(items.records[i])]
+                        self.counts.add("dropped: chosen and rejected are the same tokens", about)
+                    self.told.add(pair)
         return found
 
     def encode_for(
@@ -370,7 +374,10 @@ class Schedule:
         tables = {t.name: Items.of(corpus.items[t.name]) for t in terms}
         known = {items.names[i] for items in tables.values() for i in np.unique(items.sources)}
         if unknown := {source for t in terms for source in t.source_weights} - known:
-            raise ConfigError(f"weights are given for {sorted(unknown)}, but there are {sorted(known)}")
+            raise ConfigError(
+                f"weights are given for {sorted(unknown)}, but there is something to train on from {sorted(known)} "
+                "alone (are all prompts of a small source held out? eval_fraction: 0 holds out none)"
+            )
         shares = self._shares(terms, tables)
         self._places = {t.name: place for place, t in enumerate(terms)}
         self.strata = [s for t in terms for s in self._strata(t, tables[t.name], shares[t.name])]
@@ -627,7 +634,10 @@ def with_mismatched(batch: Batch, name: str) -> Batch:
     own = term.roles["response"]
     contexts = [batch.sequences[i].context.tobytes() for i in own]
     if len(set(contexts)) < 2:
-        raise ConfigError(f"{name!r} compares with other prompts' responses: raise batch_size above {len(own)}")
+        raise ConfigError(
+            f"{name!r} compares with other prompts' responses, but all {len(own)} examples of an update have the same "
+            "prompt: raise batch_size, or bring feedback on more prompts"
+        )
     added = []
     for i in range(len(own)):
         other = next(j % len(own) for j in range(i + 1, i + len(own)) if contexts[j % len(own)] != contexts[i])

@@ -210,8 +210,10 @@ class Record(_Fact):
         return frozenset(KIND_OF_JUDGEMENT[j.kind] for j in self.judgements)
 
     def to_json(self) -> str:
-        """One JSON line; `from_json` gives the same record back."""
-        return self.model_dump_json(exclude_defaults=True)
+        """One JSON line; `from_json` gives the same record back, and so does a file of any name that holds it."""
+        line = self.model_dump_json(exclude_defaults=True)[:-1]
+        line += ',"source":"default"' if self.source == "default" else ""  # else the file's name becomes its source
+        return line + ("}" if self.responses else ',"responses":[]}')  # else a prompt with a source is no record
 
     @classmethod
     def from_json(cls, line: str, *, file: str | None = None, number: int | None = None) -> Record:

@@ -88,7 +88,7 @@ class Writer(AbstractContextManager["Writer"]):
         """Writes a record."""
         self.records += 1
         if not self.parquet:
-            self.add_row(line_of(record))
+            self.add_row(record.to_json())
             return
         self.rows += 1
         self._kept.append(record)
@@ -101,9 +101,7 @@ class Writer(AbstractContextManager["Writer"]):
         self._text.write(text + "\n")
 
     def _flush(self) -> None:
-        table = to_table(self._kept)
-        lines = pa.array([line_of(r) for r in self._kept], pa.string())
-        self._table.write_table(table.set_column(SCHEMA.get_field_index("record"), SCHEMA.field("record"), lines))
+        self._table.write_table(to_table(self._kept))
         self._kept = []
 
     def finish(self) -> None:
@@ -126,13 +124,6 @@ class Writer(AbstractContextManager["Writer"]):
             self.temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):  # of a full disk, say: whatever is wrong with what is read is a RecordError
             raise self._failed(error) from None
-
-
-def line_of(record: Record) -> str:
-    """A record as a line that is read as the same record under any file name, and before or after any other."""
-    line = record.to_json()[:-1]
-    line += ',"source":"default"' if record.source == "default" else ""  # else the file's name becomes its source
-    return line + ("}" if record.responses else ',"responses":[]}')  # else a prompt with a source is no record
 
 
 # -- what is said, and what a layout leaves of it ---------------------------------------------------------------------

@@ -125,7 +125,8 @@ def resolve(name: str | Path) -> Path | str:
     path = Path(name)
     if (path / "model").is_dir() and not (path / "config.json").exists():
         return path / "model"
-    if not path.exists() and (path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") != 1):
+    local = path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") != 1
+    if not path.exists() and (local or path.parent.is_dir()):  # runs/typo is no hub name where there is a folder runs
         raise AccordError(f"model {str(name)!r}: there is no such folder; give a folder, a run, a hub name or smollm2")
     return path if path.exists() else str(name)
 

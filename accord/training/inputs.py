@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from accord.data import sources, store
-from accord.data.batches import Batch, Corpus, Encoding, Schedule, TermSpec, Tokens, gather, seeded
+from accord.data.batches import Batch, Corpus, Encoding, Items, Schedule, TermSpec, Tokens, gather, seeded
 from accord.data.chat import Chat, Sequence
 from accord.data.records import Record
 from accord.data.store import Store, each, taken
@@ -260,6 +260,17 @@ def referenced(step: Step, batches: Iterable[Batch]) -> dict[str, Seq[Sequence]]
                     known[which].add(key)
                     found[which] += [replace(sequence, later=())]
     return found
+
+
+def one_sided(term: Term, corpus: Corpus) -> str | None:
+    """`good` or `bad` if ratings that a row parts at a threshold all lie on one side of it."""
+    at = next((o["threshold"] for row, _, o in term.parts if "threshold" in o and row.feeds_on == "Points"), None)
+    if at is None or term.feeds_on != "Points" or term.feedback == ("demonstrations",):
+        return None
+    items = corpus.items[term.name]
+    values = items.values["value"] if isinstance(items, Items) else [i.values["value"] for i in items]
+    good = np.asarray(values, np.float64) >= at
+    return None if good.any() and not good.all() else "good" if good.all() else "bad"
 
 
 def data_story(

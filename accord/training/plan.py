@@ -61,6 +61,8 @@ def terms(
     asked = [t for t in found.values() if t.length is not None]
     if asked and not any(_reads_length(row) for t in asked for row, _, _ in t.parts):
         raise ConfigError(f"length={asked[0].length} is set, but no objective here is on sums or means of log-probs")
+    if log_z != "one" and all(term.log_z == "one" for term in found.values()):
+        raise ConfigError("log_z is set, but no objective here reads it; it belongs to pointwise_dpo, its kin and ulma")
     unread = sorted(set(options) - used)
     if unread:
         known = {o for t in found.values() for row, _, _ in t.parts for o in row.options}
@@ -116,8 +118,12 @@ def _term(
         )
     if isinstance(settings["log_z"], str) and settings["log_z"] not in ("one", "head"):
         raise ConfigError(f"log_z={settings['log_z']!r}: use one, head, or a number of nats")
-    if settings["log_z"] != "one" and not any("log_z" in row.needs for row, _, _ in parts):
-        raise ConfigError("log_z is set, but no objective here reads it; it belongs to pointwise_dpo, its kin and ulma")
+    if not any("log_z" in row.needs for row, _, _ in parts):
+        if settings["log_z"] != common["log_z"]:
+            raise ConfigError(
+                f"log_z is set, but {parts[0][0].name} does not read it; pointwise_dpo, its kin and ulma do"
+            )
+        settings["log_z"] = "one"  # the run's is for those that read it
     sources = settings.get("sources")
     return Term(
         name or "+".join(_shown(row, settings["length"]) for row, _, _ in parts),

@@ -34,6 +34,7 @@ from accord.training.inputs import (
     data_story,
     held_batches,
     leak_checked,
+    one_sided,
     planned,
     read,
     referenced,
@@ -277,6 +278,8 @@ def train(
         n = len(corpus.items[term.name])
         kinds = ", ".join(term.feedback) if term.feedback else "all feedback"
         say(f"{term.name}: {n:,} {term.feeds_on.lower()} from {kinds}")
+        if (side := one_sided(term, corpus)) is not None:
+            say(f"  all of them are {side}: view: {{threshold: ...}} or {{rescale: unit}} says where good begins")
     say(
         f"{steps} updates of {batch_size} examples; {policy.name} on {scorer.device.type} in "
         f"{str(scorer.compute).removeprefix('torch.')}, prompts {scorer.layout}, "
