@@ -199,7 +199,12 @@ def _sweep(values: dict[str, Any], varied: dict[str, list[Any]]) -> int:
         table_.add_row(*(str(row[v]) for v in varied), *numbers, row.get("error") or row["finished"])
     wide = Console()
     (wide if wide.is_terminal else Console(width=160)).print(table_)
-    typer.echo(f"{len(rows)} runs in {output}; sweep.json holds these numbers")
+    if all(row["finished"] == "dry run" for row in rows):
+        from accord.training.watch import clock
+
+        typer.echo(f"{len(rows)} runs would take about {clock(sum(row['seconds'] for row in rows))} in all")
+    else:
+        typer.echo(f"{len(rows)} runs in {output}; sweep.json holds these numbers")
     ended = {row["finished"] for row in rows}
     return 130 if "interrupted" in ended else 1 if "failed" in ended else 0
 

@@ -14,7 +14,7 @@ from accord import config
 from accord.errors import AccordError, ConfigError
 from accord.sinks import write_json
 from accord.training import plan
-from accord.training.run import train, translate
+from accord.training.run import check_bounds, train, translate
 
 SHOWN = ("eval_loss", "eval_rewards/accuracies", "eval_rewards/margins", "eval_logps/chosen", "eval_nll_per_token")
 
@@ -45,12 +45,14 @@ def sweep(values: Mapping[str, Sequence[Any]], *, output: str | Path, **settings
     runs = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
     for own in runs:  # a wrong value ends it before the first run
         check(config.merged(settings, config.nested(own)))
-    Path(output).mkdir(parents=True, exist_ok=True)
+    dry = bool(settings.get("dry_run"))
+    if not dry:
+        Path(output).mkdir(parents=True, exist_ok=True)
     rows = []
     for own in runs:
         folder = Path(output) / ",".join(f"{k}={_word(v)}" for k, v in own.items())
         rows.append(own | {"folder": str(folder)} | _outcome(folder, config.merged(settings, config.nested(own))))
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", "0") == "0" and not dry:
             write_json(Path(output) / "sweep.json", {"varied": list(values), "runs": rows})
         if rows[-1]["finished"] == "interrupted":
             break
@@ -63,6 +65,7 @@ def check(settings: Mapping[str, Any]) -> None:
     options = translate({k: v for k, v in settings.items() if k not in known})
     for name in ("batch_size", "translated"):
         options.pop(name, None)
+    check_bounds(settings)
     given = {k: settings[k] for k in ("view", "length", "log_z") if k in settings}
     plan.terms(settings.get("objective", known["objective"].default), options, **given)
 
@@ -78,6 +81,8 @@ def _outcome(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
             raise
         except AccordError as error:
             return {"finished": "failed", "error": str(error)}
+    if summary["finished"] == "dry run":
+        return {k: v for k, v in summary.items() if isinstance(v, str | float | int)}
     measured = summary["held_out"] or summary["train"]
     found = {"finished": summary["finished"]} | {k: v for k, v in measured.items() if isinstance(v, float)}
     return found | {k: summary[k] for k in ("held_out_accuracy",) if k in summary}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pickle
 import random
 import signal
 import time
@@ -15,6 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import accord
+from accord.errors import AccordError
+from accord.training import parallel
 from tests.conftest import mixed_records, pair_records
 from tests.processes import command, finish, join, kill, kill_all, start
 from tests.test_training import all_records
@@ -257,3 +262,33 @@ def test_resume_never_and_a_damaged_checkpoint_are_said_plainly(settings, straig
 def test_records_of_the_fixture_hold_every_kind():
     kinds = {k for r in [*mixed_records(1), *pair_records(1), *all_records()] for k in r.kinds}
     assert {"pairs", "ratings", "labels", "rankings", "demonstrations"} <= kinds
+
+
+class _Evil:
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self):
+        return (Path.touch, (self.proof,))
+
+
+@pytest.mark.parametrize("where", ["index", "shard"])
+def test_a_checkpoint_runs_no_code(where, model_folder, tmp_path):
+    """A run folder that somebody sent: its checkpoint's index, or an entry of its state, is a pickle that acts."""
+    given = {"max_steps": 2, "batch_size": 4, "device": "cpu", "precision": "fp32", "quiet": True}
+    folder, proof = tmp_path / "run", tmp_path / "proof"
+    accord.train(str(model_folder), pair_records(8), output=str(folder), **given)
+    (folder / "summary.json").unlink()
+    state = folder / "checkpoints" / "step-2" / "state"
+    if where == "index":
+        (state / ".metadata").write_bytes(pickle.dumps(_Evil(proof)))
+        with pytest.raises(AccordError, match="which no checkpoint of ours does"):
+            accord.train(str(model_folder), pair_records(8), output=str(folder), **given)
+    else:
+        planner = parallel._reading(state)["planner"]
+        stream = io.BytesIO()
+        torch.save(_Evil(proof), stream)
+        stream.seek(0)
+        with pytest.raises(pickle.UnpicklingError):
+            planner.load_bytes(None, stream)
+    assert not proof.exists()

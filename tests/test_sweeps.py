@@ -76,3 +76,25 @@ def test_on_the_command_line(model_folder, tmp_path):
     wrong = subprocess.run([*command, *words, "beta=0.1,x"], capture_output=True, text=True, timeout=60)
     assert wrong.returncode == 2
     assert not (tmp_path / "sweep" / "lora.rank=2,beta=0.1").exists()
+
+
+def test_every_value_is_checked_before_the_first_run(model_folder, tmp_path):
+    given = GIVEN | {"model": str(model_folder), "data": pair_records(12)}
+    del given["max_steps"]
+    with pytest.raises(ConfigError, match="learning_rate=1000.0 must lie between 0 and 1"):
+        accord.sweep({"learning_rate": [1e-5, 1e3]}, output=tmp_path / "s", max_steps=1, **given)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_sweep_is_rehearsed_too(model_folder, tmp_path):
+    rows = accord.sweep(
+        {"beta": [0.1, 0.2]},
+        output=tmp_path / "s",
+        model=str(model_folder),
+        data=pair_records(12),
+        dry_run=True,
+        **GIVEN,
+    )
+    assert [r["finished"] for r in rows] == ["dry run"] * 2
+    assert all(r["seconds"] > 0 for r in rows)
+    assert not (tmp_path / "s").exists()

@@ -778,7 +778,7 @@ def test_kto_trains_when_only_one_prompt_is_held_out(model_folder, tmp_path):
         (["dpo", "kto"], {}, "give it its own kind of feedback"),
         ({"name": "dpo", "view": {"tie": "half"}}, {}, "view.tie is not known; did you mean 'ties'"),
         ({"name": "dpo", "length": "median"}, {}, "neither sum nor mean"),
-        ({"name": "dpo", "log_z": "head"}, {}, "no objective here reads it"),
+        ({"name": "dpo", "log_z": "head"}, {}, "dpo does not read it"),
         ({"name": "ulma", "log_z": "heed"}, {}, "use one, head, or a number"),
         ({"name": "ulma", "negatives": "trinary"}, {}, "none of binary, continuous"),
         ({"name": "dpo", "weight": "heavy"}, {}, "weight of dpo must be a number"),

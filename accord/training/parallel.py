@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import os
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -159,6 +161,50 @@ def save_sharded(folder: Path, scorer: nn.Module, optimizer: torch.optim.Optimiz
         raise OSError(getattr(first, "errno", None), str(getattr(first, "strerror", None) or first)) from error
 
 
+# What the index of a checkpoint is made of; torch writes it as a pickle, and anything else in it could run code.
+INDEX = {
+    "torch.distributed.checkpoint.metadata": (
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch.serialization": ("_get_layout",),
+    "torch": ("Size", *(n for n, value in vars(torch).items() if isinstance(value, torch.dtype))),
+    "pathlib": ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"),
+}  # fmt: skip
+
+
+class _Index(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in INDEX.get(module, ()):
+            raise pickle.UnpicklingError(f"its index holds {module}.{name}, which no checkpoint of ours does")
+        return super().find_class(module, name)
+
+
+def _reading(folder: Path) -> dict[str, Any]:
+    """How torch.distributed.checkpoint reads a folder without running what is in it."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+    from torch.distributed.checkpoint.metadata import StorageMeta
+    from torch.distributed.checkpoint.planner import ReadItem
+
+    class Reader(FileSystemReader):
+        def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+            with (folder / ".metadata").open("rb") as stream:
+                found = _Index(stream).load()
+            found.storage_meta = found.storage_meta or StorageMeta()
+            found.storage_meta.load_id = self.load_id
+            return found
+
+    class Planner(DefaultLoadPlanner):
+        def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+            torch.load(value, weights_only=True)  # refuses what is no plain number, text or tensor
+            value.seek(0)
+            super().load_bytes(read_item, value)
+
+    return {"storage_reader": Reader(str(folder)), "planner": Planner()}
+
+
 def load_sharded(folder: Path, scorer: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Reads what `save_sharded` wrote, by however many processes.
 
@@ -171,7 +217,7 @@ def load_sharded(folder: Path, scorer: nn.Module, optimizer: torch.optim.Optimiz
     state = sharded_state(scorer, optimizer)
     try:
         with _quiet():
-            dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+            dcp.load(state, no_dist=not dist.is_initialized(), **_reading(folder))
     except dcp.CheckpointException as error:  # no Exception, so nobody above would see it
         raise RuntimeError("; ".join(repr(e) for e, _ in error.failures.values())) from error
     set_state_dict(

@@ -187,32 +187,7 @@ def train(
     if "translated" in settings:
         say(settings.pop("translated"))
     terms = plan.terms(objective, settings, view=view, length=length, log_z=log_z)
-    for name, value, low, high in (
-        ("batch_size", batch_size, 1, math.inf),
-        ("epochs", epochs, 1e-9, math.inf),
-        ("max_steps", max_steps, 1, math.inf),
-        ("keep_checkpoints", keep_checkpoints, 1, math.inf),
-        ("eval_steps", eval_steps, 1, math.inf),
-        ("save_steps", save_steps, 1, math.inf),
-        ("patience", patience, 1, math.inf),
-        ("warmup", warmup, 0, 1),
-        ("weight_decay", weight_decay, 0, math.inf),
-        ("max_grad_norm", max_grad_norm, 1e-9, math.inf),
-        ("adam_beta1", adam_beta1, 0, 1 - 1e-9),
-        ("adam_beta2", adam_beta2, 0, 1 - 1e-9),
-        ("adam_epsilon", adam_epsilon, 0, 1),
-    ):
-        if value is not None and not low <= value <= high:
-            bound = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-            raise ConfigError(f"{name}={value} must be {bound}")
-    if (patience is not None or save_best) and eval_data is None and not eval_fraction:
-        raise ConfigError("patience and save_best compare evaluations: give eval_data, or an eval_fraction above 0")
-    if best_metric != "eval_loss" and patience is None and not save_best:
-        raise ConfigError(f"nothing reads best_metric={best_metric!r}: set patience or save_best too")
-    if not 0 <= eval_fraction < 1:
-        raise ConfigError(f"eval_fraction={eval_fraction} must lie in [0, 1)")
-    if learning_rate is not None and not 0 < learning_rate < 1:
-        raise ConfigError(f"learning_rate={learning_rate} must lie between 0 and 1, like 1e-6")
+    check_bounds(given | {"batch_size": batch_size})
     tracking = trackers_of(trackers)
     if dry_run:
         folder = Path(output or "runs")
@@ -430,6 +405,32 @@ def translate(options: dict[str, Any]) -> dict[str, Any]:
         f"{world} process{'es' if world > 1 else ''} = batch_size {size}"
     )
     return options
+
+
+def check_bounds(given: Mapping[str, Any]) -> None:
+    """Raises:
+    ConfigError: a number out of its bounds, or settings that say nothing together.
+    """
+    for name, low, high in (
+        ("batch_size", 1, math.inf), ("epochs", 1e-9, math.inf), ("max_steps", 1, math.inf),
+        ("keep_checkpoints", 1, math.inf), ("eval_steps", 1, math.inf), ("save_steps", 1, math.inf),
+        ("patience", 1, math.inf), ("warmup", 0, 1), ("weight_decay", 0, math.inf), ("max_grad_norm", 1e-9, math.inf),
+        ("adam_beta1", 0, 1 - 1e-9), ("adam_beta2", 0, 1 - 1e-9), ("adam_epsilon", 0, 1),
+    ):  # fmt: skip
+        value = given.get(name)
+        if value is not None and not low <= value <= high:
+            bound = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise ConfigError(f"{name}={value} must be {bound}")
+    compares = given.get("patience") is not None or given.get("save_best")
+    fraction, rate = given.get("eval_fraction", 0.1), given.get("learning_rate")
+    if not 0 <= fraction < 1:
+        raise ConfigError(f"eval_fraction={fraction} must lie in [0, 1)")
+    if compares and given.get("eval_data") is None and not fraction:
+        raise ConfigError("patience and save_best compare evaluations: give eval_data, or an eval_fraction above 0")
+    if given.get("best_metric", "eval_loss") != "eval_loss" and not compares:
+        raise ConfigError(f"nothing reads best_metric={given['best_metric']!r}: set patience or save_best too")
+    if rate is not None and not 0 < rate < 1:
+        raise ConfigError(f"learning_rate={rate} must lie between 0 and 1, like 1e-6")
 
 
 def lora_of(lora: bool | dict[str, Any]) -> models.LoraOptions | None:
