@@ -331,8 +331,10 @@ def sample(
     if prompts.endswith(".txt"):
         try:
             lines = Path(prompts).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise AccordError(f"{prompts}: {getattr(error, 'strerror', None) or error}") from None
+        except OSError as error:
+            raise AccordError(f"{prompts}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise AccordError(f"{prompts}: this is not UTF-8; iconv -f latin1 -t utf-8 makes it so") from None
         asked = [Record(prompt=line, source=Path(prompts).stem) for line in lines if line.strip()]
     else:
         asked = sources.load(prompts).records
@@ -631,7 +633,12 @@ def chat(
 def _typed() -> Iterator[str]:
     """Lines of a person, or of a pipe."""
     if not sys.stdin.isatty():
-        yield from sys.stdin
+        for number, line in enumerate(sys.stdin.buffer, 1):
+            try:
+                yield line.decode("utf-8")
+            except UnicodeDecodeError:
+                remedy = "pass it through iconv -f latin1 -t utf-8"
+                raise AccordError(f"standard input, line {number}: this is not UTF-8; {remedy}") from None
         return
     from rich.console import Console as Terminal
 

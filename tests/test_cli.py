@@ -297,7 +297,7 @@ def test_sample_as_records_that_train_reads(accord, model_folder, data, options)
         (["--prompts", "nope.txt"], "nope.txt: No such file"),
         (["--prompts", "nope.jsonl"], "nope.jsonl: there is no such file"),
         (["--prompts", "empty.txt"], "empty.txt holds no prompt"),
-        (["--prompts", "latin.txt"], "latin.txt: 'utf-8' codec"),
+        (["--prompts", "latin.txt"], "latin.txt: this is not UTF-8; iconv"),
         (["--prompts", "one.txt", "--model", "./nope"], "model './nope': there is no such folder"),
         (["--prompts", "one.txt", "--device", "tpu"], "device='tpu' is none of auto, cpu, cuda, mps"),
         (["--prompts", "one.txt", "--top-p", "2"], "0 < top_p <= 1"),
@@ -476,7 +476,7 @@ def test_the_shell_completes(typed, offered, tmp_path, monkeypatch):
 
 def test_chat_answers_the_lines_of_a_pipe(accord, model_folder, monkeypatch):
     lines = "hello fox\n\n/save chat.jsonl\n/what\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
     words = ["chat", model_folder, "--max-new-tokens", 5, "--seed", 3, "--system", "be brief", "--device", "cpu"]
     code, out, err = accord(*words)
     assert code == 0
@@ -486,7 +486,7 @@ def test_chat_answers_the_lines_of_a_pipe(accord, model_folder, monkeypatch):
     assert (
         err == "1 answers added to chat.jsonl\n/what is no command; there are /reset, /system TEXT, /save FILE, /quit\n"
     )
-    monkeypatch.setattr(sys, "stdin", io.StringIO("hello fox\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello fox\n")))
     assert accord(*words)[1] == out
     code, _, err = accord("chat", "./nope")
     assert code == 2
@@ -526,3 +526,10 @@ def test_doctor_runs(accord):
     assert "ok    attention: shared prompts" in out
     told = json.loads(accord("doctor", "--json")[1])
     assert {"name", "status", "says", "remedy"} == set(told[0])
+
+
+def test_a_pipe_that_is_not_utf_8_is_one_sentence(accord, model_folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello\ncaf\xe9\n")))
+    code, _, err = accord("chat", model_folder, "--max-new-tokens", 2, "--device", "cpu")
+    assert code == 2
+    assert "standard input, line 2: this is not UTF-8; pass it through iconv" in err
