@@ -594,3 +594,29 @@ def test_sampling_log_probs_lie_beside_the_ids_they_belong_to():
     assert long.cut
     assert long.old is not None
     assert long.old.tolist() == [-float(i) for i in range(len(long.ids))]
+
+
+# -- turns that are not to be learned ---------------------------------------------------------------------------------
+
+
+def dialogue(*turns):
+    """One response of several turns, the first of them the assistant's, after one question."""
+    return Record(prompt="Q", responses=(Response(messages=tuple(Message(**t) for t in turns)),))
+
+
+def assistant(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}])
+def test_turns_marked_as_not_trained_are_seen_and_not_trained(tokenizer, mark):
+    chat, counts = Chat(tokenizer), Counts()
+    marked = dialogue(assistant("hello", **mark), {"role": "user", "content": "and"}, assistant("world"))
+    plain = dialogue(assistant("hello"), {"role": "user", "content": "and"}, assistant("world"))
+    (seen,) = chat.encode(marked, [Branch(0, 0)], counts)
+    (wanted,) = chat.encode(plain, [Branch(0, 0)], Counts())
+    assert seen.ids.tolist() == wanted.ids.tolist()
+    learned = tokenizer.decode(seen.ids[seen.trained])
+    assert learned == "world<|im_end|>"
+    assert counts["a turn marked weight: 0 or train: false is not trained"] == 1
+    assert chat.encode(dialogue(assistant("hello", **mark)), [Branch(0, 0)], counts) is None  # nothing is left

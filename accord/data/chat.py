@@ -341,7 +341,16 @@ class Chat:
         spoken, end, _ = self._spoken(record, messages, turn, context, notes)
         ids = self._tail_ids(context, context_ids, spoken)
         ids = self._ended(ids, end if ended else None)
-        return Sequence.of(context_ids, ids, [True] * len(ids))
+        return Sequence.of(context_ids, ids, [self._learns(turn, notes)] * len(ids))
+
+    @staticmethod
+    def _learns(turn: Message, notes: set[str]) -> bool:
+        """Whether a turn is trained: not if it is marked so, as OpenAI's and axolotl's files do."""
+        said = turn.model_extra or {}
+        if said.get("weight") == 0 or said.get("train") is False:
+            notes.add("a turn marked weight: 0 or train: false is not trained")
+            return False
+        return True
 
     def _spoken(
         self, record: Record, messages: Seq[Message], turn: Message, context: str, notes: set[str]
@@ -398,7 +407,7 @@ class Chat:
                 own = self._piece(spoken) if opened != context else self._tail_ids(context, context_ids, spoken)
                 own = self._ended(own, end if number < last or response.finish != "length" else None)
                 ids += between + own
-                trained += [False] * len(between) + [True] * len(own)
+                trained += [False] * len(between) + [self._learns(turn, notes)] * len(own)
                 seen = opened + spoken + shown
             history.append(turn)
         return Sequence.of(context_ids, ids, trained)
