@@ -261,3 +261,12 @@ def test_what_compares_evaluations_needs_held_out_data(model_folder, tmp_path):
         accord.train(
             str(model_folder), pair_records(8), output=str(tmp_path / "r"), patience=2, eval_fraction=0.0, **TINY
         )
+
+
+def test_options_that_nobody_typed_are_written_and_may_be_typed_at_a_resume(model_folder, tmp_path):
+    data = pair_records(8)
+    folder = tmp_path / "run"
+    given = unfinished(model_folder, folder, data)
+    assert "beta: 0.1" in (folder / "config.yaml").read_text()
+    run = accord.train(str(model_folder), data, "dpo", beta=0.1, output=str(folder), **given)
+    assert run.summary["finished"] == "done"

@@ -305,7 +305,7 @@ def train(
         "tokens_per_micro_batch": budget, "learning_rate": learning_rate, "layout": scorer.layout,
         "precision": "bf16" if scorer.compute == torch.bfloat16 else "fp32", "device": scorer.device.type,
         "output": str(folder),
-    })  # fmt: skip
+    } | shared_options(terms))  # fmt: skip
     for gone in (*TRANSLATED, "overwrite", "quiet", "resume", "dry_run"):
         resolved.pop(gone, None)
     if processes.first:
@@ -405,6 +405,16 @@ def translate(options: dict[str, Any]) -> dict[str, Any]:
         f"{world} process{'es' if world > 1 else ''} = batch_size {size}"
     )
     return options
+
+
+def shared_options(terms: Mapping[str, Term]) -> dict[str, Any]:
+    """Options of the objectives as they were resolved, where all that have one use the same value."""
+    found: dict[str, list[Any]] = {}
+    for term in terms.values():
+        for _, _, options in term.parts:
+            for name, value in options.items():
+                found.setdefault(name, []).append(value)
+    return {name: values[0] for name, values in found.items() if all(v == values[0] for v in values)}
 
 
 def check_bounds(given: Mapping[str, Any]) -> None:
