@@ -270,3 +270,20 @@ def test_options_that_nobody_typed_are_written_and_may_be_typed_at_a_resume(mode
     assert "beta: 0.1" in (folder / "config.yaml").read_text()
     run = accord.train(str(model_folder), data, "dpo", beta=0.1, output=str(folder), **given)
     assert run.summary["finished"] == "done"
+
+
+def test_neither_precision_nor_weights_of_sources_nor_fewer_steps_slip_into_a_resume(model_folder, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(r.to_json() + "\n" for r in pair_records(8)))
+    folder = tmp_path / "run"
+    given = unfinished(model_folder, folder, [{"path": str(file), "name": "p", "weight": 3.0}]) | {
+        "output": str(folder)
+    }
+    data = [{"path": str(file), "name": "p", "weight": 3.0}]
+    with pytest.raises(ConfigError, match="started with precision='fp32', and now precision='bf16'"):
+        accord.train(str(model_folder), data, "dpo", **given | {"precision": "bf16"})
+    with pytest.raises(ConfigError, match=r"source weights \{'p': 3.0\}, and now they are \{'p': 30.0\}"):
+        accord.train(str(model_folder), [data[0] | {"weight": 30.0}], "dpo", **given)
+    with pytest.raises(ConfigError, match="max_steps=2, but the run stands at step 4 already"):
+        accord.train(str(model_folder), data, "dpo", **given | {"max_steps": 2})
+    assert accord.train(str(model_folder), data, "dpo", **given).summary["finished"] == "done"

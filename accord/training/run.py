@@ -38,6 +38,7 @@ from accord.training.inputs import (
     planned,
     read,
     referenced,
+    source_weights,
     spec,
     view_terms,
 )
@@ -309,7 +310,7 @@ def train(
     for gone in (*TRANSLATED, "overwrite", "quiet", "resume", "dry_run"):
         resolved.pop(gone, None)
     if processes.first:
-        story = data_story(told, counts, corpus, records, held_records)
+        story = {"source_weights": source_weights(data)} | data_story(told, counts, corpus, records, held_records)
         if stored:
             check_settings(held_settings, resolved, say)
             check_data(folder / "data.json", story)
@@ -323,6 +324,8 @@ def train(
     if stored:
         weights, progress = progress.weights, checkpoints.load(step, stored[-1])
         check_weights(progress.weights, weights)
+        if progress.step > steps:
+            raise ConfigError(f"max_steps={steps}, but the run stands at step {progress.step} already")
         say(f"going on from step {progress.step}")
     elif refs:
         progress.start = check_start(step, plan_of_batches.batch(0), policy)
@@ -507,7 +510,7 @@ def parameter_groups(
 # Settings that may change between a stop and its resume: none of them changes what an update is. Of the data, the
 # content is compared.
 FREE = (
-    "device", "precision", "layout", "tokens_per_micro_batch", "reference_cache", "eval_steps", "save_steps",
+    "device", "layout", "tokens_per_micro_batch", "reference_cache", "eval_steps", "save_steps",
     "keep_checkpoints", "data", "eval_data", "patience", "on_verdict", "output", "trust_remote_code", "best_metric",
     "save_best", "gradient_checkpointing",
 )  # fmt: skip
@@ -553,6 +556,11 @@ def check_data(path: Path, story: Mapping[str, Any]) -> None:
     ConfigError: the records are not those that the unfinished run was started with.
     """
     held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if (before := held.get("source_weights", story["source_weights"])) != story["source_weights"]:
+        raise ConfigError(
+            f"the run in output was started with source weights {before}, and now they are {story['source_weights']}: "
+            "set them back to go on, choose another output, or start again with overwrite: true"
+        )
     if held.get("content", story["content"]) != story["content"]:
         raise ConfigError(
             f"the data has changed since the run was started ({held['records']:,} records then, {story['records']:,} "
