@@ -81,7 +81,7 @@ def test_on_the_command_line(model_folder, tmp_path):
 def test_every_value_is_checked_before_the_first_run(model_folder, tmp_path):
     given = GIVEN | {"model": str(model_folder), "data": pair_records(12)}
     del given["max_steps"]
-    with pytest.raises(ConfigError, match="learning_rate=1000.0 must lie between 0 and 1"):
+    with pytest.raises(ConfigError, match=r"learning_rate=1000\.0 must lie between 0 and 1"):
         accord.sweep({"learning_rate": [1e-5, 1e3]}, output=tmp_path / "s", max_steps=1, **given)
     assert not (tmp_path / "s").exists()
 
