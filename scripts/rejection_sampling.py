@@ -1,6 +1,6 @@
 """Does fine-tuning on the best of n help, and is it the choice of the best that helps?
 
-    python scripts/rejection_sampling.py [SEED ...] [--model smollm2] [--samples 8] [--steps 24] [--output FILE]
+    python scripts/rejection_sampling.py [SEED ...] [--model smollm2] [--samples 8] [--steps 24] [--rate 5e-5]
 
 For every seed: n answers of the model to each bundled training prompt, judged by the rule that the prompt states
 (judge `asked`); fine-tuning on the best of each, and, as a control, on the first of each; then the rule score of both
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from accord.cli.frame import quiet_libraries
 from accord.data import sources
 from accord.data.chat import Chat
 from accord.data.records import Record
@@ -48,7 +49,7 @@ def scores(policy: models.Policy, seed: int) -> Scores:
     return [[j.value for j in said] for said in find("asked")(records)]
 
 
-def one_seed(model: str, samples: int, steps: int, seed: int, folder: Path) -> dict[str, Any]:
+def one_seed(model: str, samples: int, steps: int, rate: float, seed: int, folder: Path) -> dict[str, Any]:
     """Scores of held-out prompts before and after both trainings, and mean scores of what was trained on."""
     policy = models.load(model)
     records = answered(policy, sources.load("slogans").records, samples, seed)
@@ -62,7 +63,7 @@ def one_seed(model: str, samples: int, steps: int, seed: int, folder: Path) -> d
         file.write_text("".join(r.to_json() + "\n" for r in chosen), encoding="utf-8")
         run = train(
             model, str(file), "sft", output=str(folder / f"{name}-{seed}"), seed=seed, batch_size=24, max_steps=steps,
-            learning_rate=5e-5, warmup=0.1, max_length=256, eval_fraction=0.0, quiet=True, overwrite=True,
+            learning_rate=rate, warmup=0.1, max_length=256, eval_fraction=0.0, quiet=True, overwrite=True,
         )  # fmt: skip
         found[name] = scores(run.policy, seed + 100)
     return found
@@ -81,8 +82,10 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--rate", type=float, default=5e-5)
     parser.add_argument("--output", type=Path, default=Path("runs/rejection-sampling"))
     given = parser.parse_args()
+    quiet_libraries()
     prompts = len(sources.load("slogans").records)
     sampled = len(given.seeds) * NEW_TOKENS * (prompts * given.samples + 3 * ASKED * len(held_out()))
     print(f"at most {sampled:,} tokens sampled and {2 * len(given.seeds) * given.steps * 24:,} sequences trained")
@@ -90,7 +93,7 @@ def main() -> None:
     found = []
     for seed in given.seeds:
         began = time.monotonic()
-        found.append(one_seed(given.model, given.samples, given.steps, seed, given.output))
+        found.append(one_seed(given.model, given.samples, given.steps, given.rate, seed, given.output))
         f = found[-1]
         took, chosen = time.monotonic() - began, f["trained_on/best"]
         print(f"seed {seed}, {took:.0f} s: all answers {f['sampled']:.3f}, the best of each prompt {chosen:.3f}")

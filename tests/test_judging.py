@@ -17,7 +17,7 @@ import torch
 from accord.data import sources
 from accord.data.chat import Chat
 from accord.data.records import Judgement, Record, Response
-from accord.data.views import Counts
+from accord.data.views import Counts, ViewOptions, view
 from accord.engine import models
 from accord.errors import AccordError, ConfigError
 from accord.judges.files import judge_into
@@ -177,6 +177,15 @@ def test_judging_files_of_any_layout(accord) -> None:
     assert told["judges"][0]["by"] == "length"
 
 
+def test_a_view_takes_one_of_several_judges_by_its_words(tmp_path) -> None:
+    made = [Record(prompt="Hi", responses=[Response(text="one"), Response(text="one two three")])]
+    judge_into(tmp_path / "o.jsonl", made, [find("length"), find("slogan:words=1"), find("length + distinct")])
+    (held,) = sources.load(tmp_path / "o.jsonl").records
+    for words, better in (("length", 1), ("slogan:words=1", 0), ("length + distinct", 1)):
+        (pair,) = view([held], "Pairs", ViewOptions(attribute=words))
+        assert pair.branches["chosen"].response == better
+
+
 def test_the_list_of_judges(accord) -> None:
     code, out, err = accord("judge", "--list")
     assert (code, err) == (0, "")
@@ -219,7 +228,7 @@ def test_mistakes(words, says, accord) -> None:
     assert err.count("\n") == 1
 
 
-def test_killed_and_started_again_it_goes_on_where_it_stopped(tmp_path) -> None:
+def test_killed_and_started_again_it_goes_on_where_it_stopped(tmp_path, monkeypatch) -> None:
     """Killed at random moments by a judge that takes its time; every record is there once, and none was asked twice
     but for those of the batch that was lost."""
     given = write(tmp_path / "given.jsonl", records(600))
@@ -251,10 +260,11 @@ def test_killed_and_started_again_it_goes_on_where_it_stopped(tmp_path) -> None:
         kills += 1
     assert run.returncode == 0
     assert kills
-    judge_into(tmp_path / "straight.jsonl", sources.load(given).records, [find(str(tmp_path / "slow.py:slow"))])
+    asked = (tmp_path / "asked.txt").stat().st_size
+    monkeypatch.chdir(tmp_path)
+    judge_into(tmp_path / "straight.jsonl", sources.load(given).records, [find("slow.py:slow")])
     texts = [[r.prompt for r in sources.load(tmp_path / name).records] for name in ("o.jsonl", "straight.jsonl")]
     assert texts[0] == texts[1]
-    asked = (tmp_path / "asked.txt").stat().st_size
     assert asked <= 1800 + kills * 64 * 3
 
 

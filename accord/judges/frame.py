@@ -60,6 +60,7 @@ class Scored:
         by, key: the words that call it, and the key of its weights, if it has some.
         scale: lowest and highest number, where they are known.
         alone: records are judged one by one, so that what spoils one spoils no other.
+        attribute: what it judges, by which a view can choose one of several judges (`view.attribute`).
 
     >>> judge = Scored(lambda records, say: [[len(a.plain_text) for a in r.responses] for r in records], "length")
     >>> [j.value for j in judge([Record(prompt="Hi", responses=[{"text": "Ho"}, {"text": "Hello"}])])[0]]
@@ -71,6 +72,7 @@ class Scored:
     key: str = ""
     scale: tuple[float, float] | None = None
     alone: bool = False
+    attribute: str = "overall"
 
     def __call__(self, records: Seq[Record], say: Say = lambda done, of: None) -> list[tuple[Judgement, ...]]:
         parts = [[r] for r in records] if self.alone else [records]
@@ -92,7 +94,9 @@ class Scored:
         if len(numbers) != len(record.responses):
             return Unjudged(f"{len(numbers)} numbers for {len(record.responses)} responses")
         said = tuple(
-            Judgement(kind="score", response=i, value=float(value), scale=self.scale, by=self.by)
+            Judgement(
+                kind="score", response=i, value=float(value), scale=self.scale, by=self.by, attribute=self.attribute
+            )
             for i, value in enumerate(numbers)
             if math.isfinite(value)
         )
@@ -112,8 +116,8 @@ class Sum:
     ('0.5*a + a*b', 7.0)
     """
 
-    def __init__(self, terms: Seq[tuple[float, Seq[Judge]]]) -> None:
-        self.terms = terms
+    def __init__(self, terms: Seq[tuple[float, Seq[Judge]]], attribute: str = "overall") -> None:
+        self.terms, self.attribute = terms, attribute
         self.parts = list({judge.by: judge for _, judges in terms for judge in judges}.values())
         texts = ["*".join(([] if f == 1 else [f"{f:g}"]) + [judge.by for judge in judges]) for f, judges in terms]
         self.by = " + ".join(texts)
@@ -124,7 +128,10 @@ class Sum:
         for n in range(len(records)):
             said = {by: self._values(by, several[n]) for by, several in found.items()}
             scored = sorted(set.intersection(*(set(values) for values in said.values())))
-            total = tuple(Judgement(kind="score", response=i, value=self._total(said, i), by=self.by) for i in scored)
+            total = tuple(
+                Judgement(kind="score", response=i, value=self._total(said, i), by=self.by, attribute=self.attribute)
+                for i in scored
+            )
             why = next((s[n].why for s in found.values() if isinstance(s[n], Unjudged)), None)  # type: ignore[attr-defined]
             made.append(total if why is None else Unjudged(why, total))
         return made

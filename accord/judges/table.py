@@ -159,7 +159,7 @@ def find(words: str, *, device: str = "auto", precision: str = "auto") -> Judge:
     parts = {name: _one(name, words, device, precision) for _, names in terms for name in names}
     if len(terms) == 1 and terms[0][0] == 1 and len(terms[0][1]) == 1:
         return parts[terms[0][1][0]]
-    return Sum([(factor, [parts[name] for name in names]) for factor, names in terms])
+    return Sum([(factor, [parts[name] for name in names]) for factor, names in terms], words.strip())
 
 
 def row_of(name: str) -> Row:
@@ -214,16 +214,18 @@ def _one(name: str, words: str, device: str, precision: str) -> Judge:
         options |= {k: v for k, v in (("device", device), ("precision", precision)) if k in _arguments(found)}
         judge = _function(found)(**options)
         if isinstance(judge, Scored) and not judge.by:
+            judge.attribute = name
             judge.by = name + (f"#{judge.key[:12]}" if judge.key else "")
         if not callable(judge) or not getattr(judge, "by", None):
             raise ConfigError(f"judge {words!r}: {found.name} made no judge: an object with `by` that can be called")
         return judge
     if found.kind == TEXT:
         score = _text(found, options, words)
-        return Scored(lambda records, say: [[score(a.plain_text) for a in r.responses] for r in records], name,
-                      scale=found.scale, alone=True)  # fmt: skip
-    function = partial(_function(found), **options)
-    return Scored(lambda records, say: [function(r) for r in records], name, scale=found.scale, alone=True)
+        each = lambda records, say: [[score(a.plain_text) for a in r.responses] for r in records]  # noqa: E731
+    else:
+        function = partial(_function(found), **options)
+        each = lambda records, say: [function(r) for r in records]  # noqa: E731
+    return Scored(each, name, scale=found.scale, alone=True, attribute=name)
 
 
 def _text(found: Row, options: dict[str, Any], words: str) -> Callable[[str], float]:
