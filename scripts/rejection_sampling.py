@@ -1,6 +1,6 @@
 """Does fine-tuning on the best of n help, and is it the choice of the best that helps?
 
-    python scripts/rejection_sampling.py [SEED ...] [--model smollm2] [--samples 8] [--steps 24] [--rate 5e-5]
+    python scripts/rejection_sampling.py [SEED ...] [--model smollm2] [--samples 8] [--steps 24] [--learning-rate 5e-5]
 
 For every seed: n answers of the model to each bundled training prompt, judged by the rule that the prompt states
 (judge `asked`); fine-tuning on the best of each, and, as a control, on the first of each; then the rule score of both
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--rate", type=float, default=5e-5)
+    parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--output", type=Path, default=Path("runs/rejection-sampling"))
     given = parser.parse_args()
     quiet_libraries()
@@ -93,7 +93,7 @@ def main() -> None:
     found = []
     for seed in given.seeds:
         began = time.monotonic()
-        found.append(one_seed(given.model, given.samples, given.steps, given.rate, seed, given.output))
+        found.append(one_seed(given.model, given.samples, given.steps, given.learning_rate, seed, given.output))
         f = found[-1]
         took, chosen = time.monotonic() - began, f["trained_on/best"]
         print(f"seed {seed}, {took:.0f} s: all answers {f['sampled']:.3f}, the best of each prompt {chosen:.3f}")
