@@ -71,6 +71,7 @@ def finished(options, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["objectives"], ["objectives", "dpo"], ["report"]])
 def test_light_commands_import_no_torch_and_answer_at_once(words, finished):
+    reads_tables = {"numpy", "pyarrow"} if words == ["report"] else set()
     words = [*words, str(finished)] if words == ["report"] else words
     code = (
         "import sys\nfrom accord.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
@@ -83,7 +84,7 @@ def test_light_commands_import_no_torch_and_answer_at_once(words, finished):
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
         best = min(best, time.monotonic() - began)
         assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
+        assert set(done.stderr.split()) <= reads_tables
         assert done.stdout
     assert best < 2.5  # a quarter of a second where nothing else runs
 
