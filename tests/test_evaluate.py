@@ -16,7 +16,7 @@ from accord.data.views import Counts, ViewOptions, view
 from accord.errors import AccordError, ConfigError, RecordError
 from accord.evaluate import protocols, ranking
 from accord.evaluate.rewards import clusters, evaluate, margins, pairs_of
-from accord.evaluate.scorers import Rule, Said, find
+from accord.evaluate.scorers import Said, find
 from accord.evaluate.strength import weigh
 from accord.judges.ensemble import Ensemble, together
 
@@ -532,10 +532,3 @@ def test_strength_on_the_command_line(tmp_path, accord):
     assert code == 2  # a strength is none of what rows of pairs hold
     code, out, _ = accord("data", "convert", "out.jsonl", "--to", "pairs", "--lossy", "--output", "rows.jsonl")
     assert "margin" not in (tmp_path / "rows.jsonl").read_text()
-
-
-def test_rules_take_their_options():
-    rule = Rule("poem:lines=1,title=true")
-    assert rule.options == {"lines": 1, "title": True}
-    (said,) = rule([pair("p", "A line.")])
-    assert said[0].by == "poem:lines=1,title=true"
