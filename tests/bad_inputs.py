@@ -50,6 +50,12 @@ GOOD: dict[str, dict[str, Any]] = {  # layout to a good row; several of one layo
         "prompt": "p", "chosen": "a", "rejected": "b", "strength": 0.8, "margin": 2, "score_chosen": 5,
         "scale": [0, 10], "metadata": {"score_rejected": 3}, "system": "s",
     },
+    "rewardbench": {
+        "prompt": "p", "chosen": "a", "chosen_model": "x", "rejected": "b", "rejected_model": "y", "subset": "s", "id": 1,
+    },
+    "rewardbench2": {
+        "id": "1", "prompt": "p", "chosen": ["a"], "rejected": ["b", "c"], "models": ["x", "y", "z"], "subset": "s",
+    },
     "conversations/chosen/rejected": {"conversations": share("p"), "chosen": share("", "a")[1], "rejected": "b"},
     "alpaca/chosen/rejected": {
         "instruction": "i", "input": "x", "history": [["q", "a"]], "chosen": "a", "rejected": "b", "margin": "0.5",
@@ -353,6 +359,15 @@ ROWS: list[Bad] = [
     bad(PAIRED, {"system": None, "chosen": turns("x", "a"), "rejected": turns("x", "b")}, "chosen", "another prompt"),
     bad(PAIRED, {"system": None, "chosen": turns("x", "a"), "rejected": turns("y", "b")}, "rejected", "share no turn",
         "'prompt' column"),
+    *every("rewardbench", "prompt", MISSING, NO_TURNS),
+    *every("rewardbench", "chosen", MISSING, NO_TURNS, NO_ANSWER),
+    *every("rewardbench", "rejected", MISSING, NO_ANSWER),
+    *every("rewardbench", "subset", MISSING, NO_TEXT),
+    *every("rewardbench2", "prompt", MISSING, NO_TURNS),
+    *every("rewardbench2", "chosen.0", NO_ANSWER),
+    *every("rewardbench2", "rejected.1", NO_ANSWER),
+    *every("rewardbench2", "models", NO_LIST),
+    *every("rewardbench2", "subset", MISSING, NO_TEXT),
     *every("conversations/chosen/rejected", "conversations", MISSING, NO_TURNS[:-1]),
     *every("conversations/chosen/rejected", "chosen", MISSING, NO_TURNS[:2], NO_ANSWER),
     *every("conversations/chosen/rejected", "rejected", MISSING, NO_TURNS[:2], NO_ANSWER),

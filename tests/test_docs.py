@@ -511,7 +511,7 @@ def test_files_and_tests_that_are_named_are_there(path: Path) -> None:
 def test_commands_and_options_that_are_named_are_there(path: Path) -> None:
     group = typer.main.get_command(cli.app)
     flat = dict(group.commands)  # type: ignore[attr-defined]
-    flat |= {f"{group} {k}": v for group in ("data", "eval") for k, v in flat[group].commands.items()}
+    flat |= {f"{group} {k}": v for group in ("data", "eval", "people") for k, v in flat[group].commands.items()}
     known = {*config.settings(), *config.TRANSLATED, "help"} | {o for r in table.rows().values() for o in r.options}
     known |= {o.strip("-").replace("-", "_") for c in (group, *flat.values()) for p in c.params for o in p.opts}
     known |= {*config.keywords(PACKAGE / "online" / "loop.py", "loop"), "preset", "judges", "pair"}

@@ -9,7 +9,7 @@ import pytest
 
 from accord.evaluate.compare import compare
 from accord.sinks import JsonLines
-from accord.stats import bootstrap, calibration, proportion, share
+from accord.stats import bootstrap, confidence, proportion, share
 
 
 def test_metrics_are_cut_to_a_step_and_a_half_written_line_goes(tmp_path):
@@ -70,7 +70,7 @@ def test_calibration_error_is_what_theory_says(k, off):
     draw = np.random.default_rng(3)
     d = draw.normal(0, 1.5, 200_000)
     first = draw.random(len(d)) < 1 / (1 + np.exp(-d))
-    found = calibration(k * np.where(first, d, -d))
+    found = confidence(k * np.where(first, d, -d))
     assert found.ece == pytest.approx(off, abs=0.005)
     assert found.floor < 0.004
     assert found.count.sum() == len(d)

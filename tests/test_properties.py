@@ -427,7 +427,7 @@ def test_quotas_are_whole_fill_the_batch_and_never_stray_from_their_shares(made,
     assert (quotas.sum(1) == size).all()
     assert (quotas >= 1).all()
     assert (quotas.max(0) - quotas.min(0) <= 1).all()  # largest remainder: a quota is one of two neighbours
-    taken, ideal = np.array([schedule._until(s) for s in range(1, 31)]), schedule._whole + schedule._part
+    taken, ideal = np.array([schedule._until(s) for s in range(1, 31)]), schedule._phases[0][1]
     assert np.abs(taken - np.arange(1, 31)[:, None] * ideal).max() < len(schedule.strata)
     shares = np.array([s.share for s in schedule.strata])
     if (shares / shares.sum() * size > 1).all():  # nothing had to be raised to one

@@ -617,7 +617,7 @@ def test_the_mean_of_separate_models(objective, three, tmp_path):
 
 
 def test_an_ensemble_is_scored_as_the_mean_of_its_models(three, tmp_path):
-    given = three | {"eval_fraction": 0.3, "batch_size": 2, "max_steps": 2}
+    given = three | {"eval_fraction": 0.3, "batch_size": 2, "max_steps": 2, "precision": "fp32"}
     found = {}
     for score in ("mean", "min"):
         sharing = {"rule": "ensemble", "score": score}

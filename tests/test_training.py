@@ -869,7 +869,7 @@ def test_a_run_folder_tells_everything(model_folder, tmp_path):
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert names == {
         "config.yaml", "metrics.jsonl", "timing.jsonl", "summary.json", "data.json", "examples", "checkpoints",
-        "model", "report.html", "verdicts.jsonl",
+        "model", "report.html", "verdicts.jsonl", "held_out",
     }  # fmt: skip
     import yaml
 

@@ -54,7 +54,8 @@ class Probes(NoProbes):
 
     Args:
         step: the run's.
-        probe: examples that are looked at again and again, at most `PAIRS` a term.
+        probe: examples that are looked at again and again, at most `PAIRS` a term; of reward models none, which have
+            no log-probs.
         every: updates between two looks; the first is before the first update.
         records: those of the probe.
         facts: numbers of the data, which stand in the first update's row.
@@ -67,7 +68,7 @@ class Probes(NoProbes):
     ) -> None:  # fmt: skip
         self.step, self.every, self.facts, self.answers = step, every, facts or {}, answers
         self.own = step.on(records)
-        self.probes = {name: small(probe, name) for name in probe.terms}
+        self.probes = {name: small(probe, name) for name in probe.terms if step.terms[name].logps}
         self.weights = last_weights(step.scorer)
         self._found: dict[str, float] = {}
         self._held: list[Tensor] = []

@@ -411,7 +411,8 @@ def train(
     probes = None
     if watching and probe_every is not None and processes.world == 1:
         probe, of = (held[0], held_records) if held else (plan_of_batches.batch(0), records)
-        fresh = functools.partial(fresh_answers, policy, chat, of, probe_samples, seed) if probe_samples else None
+        speaks = probe_samples and any(t.logps for t in terms.values())
+        fresh = functools.partial(fresh_answers, policy, chat, of, probe_samples, seed) if speaks else None
         probes = Probes(step, probe, probe_every, of, data_facts(terms, corpus, counts), fresh)
     elif watching and probe_every is not None:
         say("several processes: nothing is probed, and monitors that ask for it say nothing")

@@ -670,13 +670,15 @@ def factors(
     """c+ and c- of a loss on pairs: its slope along the log-prob of chosen, and of rejected, as means over the pairs;
     and the mean square of their size (|c+| + |c-|) / 2, which says how many of them still count.
 
-    Of a run of one term on pairs; {} of others, whose cotangents cannot be told apart. cotangents: of each set, `logp`
-    [M]. For dpo at policy = reference the slopes are -beta/2 and beta/2.
+    Of a run of one term on pairs; {} of others, whose cotangents cannot be told apart, and of reward models, which have
+    no log-probs. cotangents: of each set, `logp` [M]. For dpo at policy = reference the slopes are -beta/2 and beta/2.
     """
     batch = next(iter(batches.values()), None)
     if batch is None or batch.kind != "Pairs" or len(terms) > 1 or not cotangents or not len(batch):
         return {}
     ((name, term),) = terms.items()
+    if not term.logps:
+        return {}
     whole = torch.stack([c["logp"] for c in cotangents]).sum(0)
     slope = replace(leaves, tokens={"c": whole}).sums("c") / leaves.lengths().clamp(min=1)
     found = {}
