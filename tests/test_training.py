@@ -761,7 +761,7 @@ def test_a_head_is_trained_saved_and_never_made_anew(model_folder, tmp_path):
 
 
 def test_patience_stops_early_and_model_holds_the_best(model_folder, tmp_path):
-    more = {"eval_steps": 1, "patience": 2, "save_best": True, "max_steps": 30, "learning_rate": 0.1}
+    more = {"eval_steps": 1, "patience": 2, "save_best": True, "max_steps": 30, "learning_rate": 0.3}
     done = train(model_folder, tmp_path / "run", objective={"pairs": "sft"}, **more)
     rows = rows_of(tmp_path / "run")
     losses = {r["step"]: r["eval_loss"] for r in rows if "eval_loss" in r and r["step"]}
