@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 
 import accord
 from accord.data.records import Judgement, Record, Response
-from accord.engine import models
+from accord.engine import models, rewards
 from accord.errors import ConfigError
+from accord.evaluate import scorers
+from accord.judges.ensemble import own_scores
 from accord.training.sharing import (
     GroupMin,
     MinNorm,
@@ -601,8 +603,11 @@ def test_what_a_run_refuses(three, tmp_path):
 def test_the_mean_of_separate_models(objective, three, tmp_path):
     given = three | {"eval_fraction": 0.3, "batch_size": 2, "max_steps": 2, "objective": objective}
     run = accord.train(**given | {"sharing": "average", "output": str(tmp_path / "run")})
+    if objective == "bradley_terry":
+        assert rewards.load(run.folder).kind == "score"
     parts = [load_file(run.folder / "sources" / s / "model" / "model.safetensors") for s in "abc"]
     whole = load_file(run.folder / "model" / "model.safetensors")
+    assert whole.keys() == parts[0].keys()  # a reward model's are those of transformers' classification
     for name, value in whole.items():
         assert torch.allclose(value, sum(p[name] for p in parts) / 3, rtol=1e-6, atol=1e-9), name
     assert any(not torch.equal(parts[0][n], parts[1][n]) for n in whole)
@@ -630,6 +635,12 @@ def test_an_ensemble_is_scored_as_the_mean_of_its_models(three, tmp_path):
     mean = np.mean([m["held_out"]["eval_rewards/margins"] for m in members])
     assert found["mean"]["eval_rewards/margins"] == pytest.approx(mean, rel=1e-4)
     assert found["min"]["eval_rewards/margins"] != pytest.approx(mean, rel=1e-4)
+    pairs = [r for r in disagreeing(9) if r.source == "a"]
+    own = [np.stack(rewards.load(run.folder / m, precision="fp32").scores(pairs)) for m in held["members"]]
+    for folder, joint in (("mean", np.mean), ("min", np.min)):  # an ensemble is a judge by its folder
+        judge = scorers.find(str(tmp_path / folder), precision="fp32")
+        said = [own_scores(j, 2) for j in judge(pairs)]
+        np.testing.assert_allclose(said, joint(own, axis=0), atol=1e-6)
     again = accord.train(**given | {"sharing": sharing, "output": str(tmp_path / "min")})  # its models are there
     assert again.summary["held_out"] == found["min"]
     with pytest.raises(ConfigError, match="give it as a folder or a name"):

@@ -314,6 +314,14 @@ def load(
     return RewardModel(policy, chat, settings, calibrated)
 
 
+def ensemble(run: str | Path) -> tuple[str, list[Path]] | None:
+    """How the rewards of an ensemble's models become one, `mean` or `min`, and their folders; None if it is none."""
+    if not (file := Path(run) / "ensemble.json").exists():
+        return None
+    held = json.loads(file.read_text(encoding="utf-8"))
+    return held["score"], [Path(run) / member for member in held["members"]]
+
+
 def implicit(
     policy: str | Path,
     reference: str | Path | None = None,

@@ -6,7 +6,7 @@ All of them are judges (`judges/frame.py`): records in, judgements out.
 |---|---|
 | `by:NAME` | the judgements that stand in the records under `by: NAME` |
 | `slogan:words=5`, `my.py:mine` | a judge of `judges/table.py`, with its options |
-| `PATH` of a reward model | its rewards, or its preferences |
+| `PATH` of a reward model | its rewards, or its preferences; of a run of `sharing: ensemble`, those of all its models |
 | `PATH` of any other model, with a reference | its implicit reward, beta * log-ratio |
 """
 
@@ -23,7 +23,7 @@ from accord.errors import ConfigError, nearest
 from accord.judges import table
 from accord.judges.ensemble import passes
 from accord.judges.frame import Judge, Say
-from accord.judges.reward import Reward
+from accord.judges.reward import Reward, trained
 
 Length = Literal["sum", "mean"]
 
@@ -59,6 +59,8 @@ def find(
         return Said(options)
     if name in table.rows() or ".py:" in words or " " in words.strip():
         return table.find(words, device=device, precision=precision)
+    if rewards.ensemble(words) is not None:
+        return trained(words, by=words, max_length=max_length, device=device, precision=precision)
     source = models.resolve(words)
     if classifiers.settings_of(source if isinstance(source, Path) else models.downloaded(source)) is not None:
         model = rewards.load(words, max_length=max_length, device=device, precision=precision)
@@ -98,8 +100,9 @@ def dropped(judge: Judge, count: int, rate: float) -> list[Judge]:
 
 def counted(judge: Judge) -> dict[str, int]:
     """What a judge that runs a model had to cut or leave out, by reason."""
+    found = {k: n for one in getattr(judge, "judges", ()) for k, n in counted(one).items()}
     model = getattr(judge, "model", None)
-    return {f"{model.name}: {what}": n for what, n in model.counts.totals().items()} if model is not None else {}
+    return found | ({f"{model.name}: {what}": n for what, n in model.counts.totals().items()} if model else {})
 
 
 # -- judges that need no model -----------------------------------------------------------------------------------------

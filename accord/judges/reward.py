@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Seq
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from accord.data.records import Judgement, Record
 from accord.engine import rewards
 from accord.engine.rewards import Implicit, RewardModel
+from accord.judges.ensemble import Ensemble
 from accord.judges.frame import Judge, Say
 from accord.judges.table import row
 
@@ -65,14 +68,27 @@ class Reward:
         )
 
 
+def trained(model: str | Path, *, by: str = "", **load: Any) -> Judge:
+    """A reward model as a judge; the models of a run of `sharing: ensemble`, as one judge.
+
+    Args:
+        by: its name. load: as of `engine.rewards.load`.
+    """
+    if (found := rewards.ensemble(model)) is None:
+        return Reward(rewards.load(model, **load), by)
+    judge = Ensemble([Reward(rewards.load(m, **load)) for m in found[1]], "worst" if found[0] == "min" else "mean")
+    judge.by = by or judge.by
+    return judge
+
+
 @row()
 def reward(model: str, device: str = "auto", precision: str = "auto") -> Judge:
-    """Scores of a reward model: a run that trained one, or a *ForSequenceClassification folder.
+    """Scores of a reward model: a run that trained one or an ensemble, or a *ForSequenceClassification folder.
 
     Args:
         model: the run, folder or hub name.
     """
-    return Reward(rewards.load(model, device=device, precision=precision))  # type: ignore[arg-type]
+    return trained(model, device=device, precision=precision)
 
 
 @row()

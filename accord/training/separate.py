@@ -103,7 +103,7 @@ def separately(share: Sharing, model: Any, data: Any, given: dict[str, Any]) -> 
         """A whole model on what is held out, in every process alike."""
         chat = Chat(
             policy.tokenizer, max_length=given["max_length"], overlong=given["overlong"],
-            template=given["chat_template"], stop_ids=policy.ends,
+            template=given["chat_template"], stop_ids=policy.ends, closed=policy.reward is not None,
         )  # fmt: skip
         batches = held_batches(terms, held, chat, size, given["seed"], Counts())
         started = {k: str(model) if v == "start" else v for k, v in asked.items()} if asked else "start"
@@ -157,7 +157,8 @@ def separately(share: Sharing, model: Any, data: Any, given: dict[str, Any]) -> 
             if share.rule == "average":
                 told = [f"the mean of {len(sources)} models, one a source: {', '.join(sources)}"]
                 state = parallel.whole_state(policy.scorer)
-                models.save(policy, folder / "model", state, card(resolved, summary, told, library(policy)), say)
+                text = card(resolved, summary, told, library(policy), policy.reward)
+                models.save(policy, folder / "model", state, text, say, policy.reward)
             else:
                 listed = [str(p.relative_to(folder) / "model") for p in members.values()]
                 write_json(folder / "ensemble.json", {"score": share.score, "members": listed})
