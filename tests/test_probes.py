@@ -269,7 +269,7 @@ def test_degradation_speaks_when_chosen_turns_and_not_while_it_rises():
                 for s, v in enumerate(values, 1)]  # fmt: skip
 
     up_and_down = [1 + 0.1 * s for s in range(20)] + [3.0 - 0.1 * s for s in range(30)]
-    assert shown(Degradation(), rows(up_and_down)) == [41]  # the mean of ten steps is half of 2.75
+    assert shown(Degradation(), rows(up_and_down)) == [42]  # the mean of ten steps is below half of 2.75
     monitor = Degradation()
     assert "after step 26" in next(v for s, r in enumerate(rows(up_and_down), 1) if (v := monitor.see(s, r))).says
     assert shown(Degradation(), rows([1 + 0.1 * s for s in range(40)])) == []
@@ -417,3 +417,14 @@ def test_a_broken_run_is_named_and_a_healthy_one_is_not(fault, tmp_path):
     other = provoke.another_model(str(model), str(texts), tmp_path) if fault == "wrong reference" else ""
     said = provoke.verdicts(str(model), fault, 7, str(texts), other, tmp_path)
     assert [v["monitor"] for v in said] == ([provoke.FAULTS[fault]] if fault else [])
+
+
+def test_a_reward_model_has_no_next_token_to_probe(tmp_path, model_folder):
+    """Its leaves are rewards: no log-probs, no factors, no entanglement; the parts of its gradient are told."""
+    run = package.train(
+        str(model_folder), pair_records(40), "bradley_terry", max_steps=2, batch_size=8, probe_every=1,
+        output=str(tmp_path / "run"), quiet=True,
+    )  # fmt: skip
+    rows = [r for r in JsonLines(run.folder / "metrics.jsonl").read() if "grad_norm" in r]
+    assert "probe/grad_norm/head:score" in rows[0]
+    assert not [k for k in rows[0] if k.startswith(("probe/logps", "probe/entanglement", "factors"))]

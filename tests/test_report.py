@@ -319,8 +319,13 @@ def test_every_metric_is_drawn_once_and_verdicts_are_marked_where_they_fell(trai
     named = [f"{term}/{c.title}" for term, drawn in parts for c in drawn]
     assert len(set(named)) == len(named)
     assert {"/Loss", "pairs/Rewards", "pairs/Log-probs", "demonstrations/Loss per token"} <= set(named)
-    assert [c.title for c in rest] == ["probe/new"]
-    assert all(c.marks == [(4, 1)] for _, drawn in parts for c in drawn)
+    titles = [c.title for c in rest]
+    assert len(set(titles)) == len(titles)
+    assert "probe/new" in titles
+    assert "pairs: Entanglement" in titles
+    assert not [t for t in titles if "logratios" in t or t.startswith("data/")]  # with the three D; said once
+    assert {"A token since the reference", "Pairs that lost their mass"} <= {c.title for c in charts.three_d(run)[0][1]}
+    assert all(c.marks == [(4, 1, 0)] for _, drawn in parts for c in drawn)
     page = render.write_report(folder).read_text()
     assert "It fell." in page
     assert "Lift it." in page

@@ -22,7 +22,7 @@ STANDS_ON: dict[str, set[str]] = {
     "data": {"stats"},
     "objectives": set(),
     "monitors": set(),
-    "report": {"stats", "sinks"},
+    "report": {"stats", "sinks", "monitors"},
     "engine": {"data"},
     "sampling": {"engine"},
     "people": {"engine", "stats"},

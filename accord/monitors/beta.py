@@ -39,5 +39,5 @@ class Beta:
             self.name,
             f"a margin of 1 takes {nats:,.0f} nats of log-ratio, and a whole chosen answer has {abs(logp):.0f}: no "
             "pair is ever settled, and nothing holds the policy near its reference.",
-            f"Tie it closer: beta: {2 / abs(logp):.1g}.",
+            f"Tie it closer: `beta={2 / abs(logp):.1g}`.",
         )

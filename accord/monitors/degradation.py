@@ -39,8 +39,8 @@ class Degradation:
         return Verdict(
             self.name,
             f"a token of a chosen response has {100 * chosen / self._peak:.0f} % of the probability that it had "
-            f"{since}, and one of a rejected response {100 * rejected:.0f} % of what it has under the reference: the "
-            "margin grows because both fall.",
-            "If chosen should rise, add an SFT term (objective: dpo_sft, alpha: 0.1), tie the policy closer (a larger "
-            "beta), or lower learning_rate.",
+            f"{since}, and one of a rejected response {100 * rejected:.0f} % of what it has under the reference: both "
+            "fall, and what margin there is comes from rejected falling further.",
+            "If chosen should rise, add an SFT term (`objective=dpo_sft alpha=0.1`), tie the policy closer (a larger "
+            "`beta`), or lower `learning_rate`.",
         )

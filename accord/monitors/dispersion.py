@@ -28,9 +28,8 @@ class Dispersion:
         if (unseen := metrics.get("probe/logps/unseen")) is not None:
             self._first = unseen if self._first is None else self._first
             rose = unseen - self._first
-            self._unseen = (
-                f" Responses to other prompts {'rose' if rose > 0 else 'fell'} by {abs(rose):.2g} nats a token."
-            )
+            how = f"{'rose' if rose > 0 else 'fell'} by {abs(rose):.2g} nats a token"
+            self._unseen = f" Responses to other prompts {how}." if abs(rose) > 0.01 else ""
         share = self._share.add(metrics["dispersed"]).mean
         pair = self._pair.add(metrics["logratios/pair"]).mean
         if self._spoke or not self._share.full or share <= SHARE:
@@ -40,6 +39,6 @@ class Dispersion:
             self.name,
             f"in {100 * share:.0f} % of the pairs chosen and rejected together have lost more than half of their "
             f"probability ({-pair:.1f} nats on average): it went to responses that nobody judged.{self._unseen}",
-            "Train on pairs that the model samples itself (`accord sample`), tie it closer (a larger beta), or add an "
-            "SFT term (objective: dpo_sft, alpha: 0.1).",
+            "Train on pairs that the model samples itself (`accord sample`), tie it closer (a larger `beta`), or add "
+            "an SFT term (`objective=dpo_sft alpha=0.1`).",
         )

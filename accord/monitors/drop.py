@@ -33,11 +33,14 @@ class Drop:
         if self._spoke or not self._rejected.full or rejected > -max(FAR, FAR_PER_TOKEN * length) or chosen < rejected:
             return None
         self._spoke = True
+        pushes = (
+            f" Rejected is now e^{ahead:.0f} times less likely than chosen, and along probabilities the loss pushes it "
+            "as many times as hard."
+        ) if ahead > 1 else ""  # fmt: skip
         return Verdict(
             self.name,
             f"rejected responses have fallen by {-rejected:.1f} nats from the reference, {-rejected / step:.2g} a "
-            f"step; chosen ones {'rose' if chosen > 0 else 'fell'} by {abs(chosen):.1f}. Along probabilities the loss "
-            f"now pushes rejected e^{ahead:.0f} times as hard as it pulls chosen.",
-            "If that is more than you want, push rejected less (objective: flex_dpo, beta_rejected: 0.05), let the "
-            "margin end somewhere (objective: ipo), or take fewer steps.",
+            f"step; chosen ones {'rose' if chosen > 0 else 'fell'} by {abs(chosen):.1f}.{pushes}",
+            "If that is more than you want, push rejected less (`objective=flex_dpo beta_rejected=0.05`), let the "
+            "margin end somewhere (`objective=ipo`), or take fewer steps.",
         )

@@ -35,6 +35,6 @@ class Entanglement:
             self.name,
             f"the gradients of chosen and rejected point the same way (cosine {cosine:.2f}), so that a step lowers "
             f"chosen, and rejected {'too' if rejected < 0 else 'rises'}.",
-            "Make both sides' gradients equally long (update: pair_normalised), add an SFT term (objective: dpo_sft, "
-            "alpha: 0.1), or bring pairs that differ in more than a few tokens.",
+            "Make both sides' gradients equally long (`update=pair_normalised`), add an SFT term "
+            "(`objective=dpo_sft alpha=0.1`), or bring pairs that differ in more than a few tokens.",
         )

@@ -39,5 +39,5 @@ class Entropy:
         return Verdict(
             self.name,
             f"{seen}: a sign that likelihoods are pushed further than quality follows.",
-            "Stop at the best evaluation (save_best: true, patience: 3), or tie the policy closer (a larger beta).",
+            "Stop at the best evaluation (`save_best=true patience=3`), or tie the policy closer (a larger `beta`).",
         )

@@ -31,5 +31,5 @@ class Heart:
         return Verdict(
             self.name,
             f"the held-out loss was lowest at step {self._at} ({self._lowest:.3g}) and is {loss:.3g} now.",
-            "Keep the best weights and stop there (save_best: true, patience: 3), or take fewer passes (epochs).",
+            "Keep the best weights and stop there (`save_best=true patience=3`), or take fewer passes (`epochs`).",
         )

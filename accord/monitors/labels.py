@@ -37,7 +37,7 @@ class Labels:
         return Verdict(
             self.name,
             f"the policy has moved ({moved:.2g} nats a token), but of pairs that it has not seen it gets "
-            f"{100 * right:.0f} % right (+- {100 * error:.0f}): the labels teach nothing that carries over.",
+            f"{100 * right:.0f} % right (± {100 * error:.0f}): so far the labels teach nothing that carries over.",
             "Look whether chosen and rejected are mixed up (`accord data show`), whether judges agree (`accord data "
             "stats`), and whether the model is able to tell such answers apart.",
         )

@@ -25,6 +25,6 @@ class Length:
             self.name,
             f"in {100 * share / (longer + shorter):.0f} % of the pairs that differ in length the {which} answer is "
             f"chosen: to be {which} is the easiest thing to learn here.",
-            "Score tokens by their mean (length: mean), take an objective made for it (objective: simpo), balance the "
-            "pairs, or watch rewards/accuracies_shorter against rewards/accuracies_longer.",
+            "Score tokens by their mean (`length=mean`), take an objective made for it (`objective=simpo`), balance "
+            "the pairs, or watch rewards/accuracies_shorter against rewards/accuracies_longer.",
         )

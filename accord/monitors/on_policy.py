@@ -38,6 +38,6 @@ class OnPolicy:
             self.name,
             f"{told} less likely than what the model says itself: they are off policy. Rejected ones that it would not "
             "say fall fastest and teach least.",
-            "Sample answers from this model and judge them (`accord sample`), or train it on chosen first (objective: "
-            "sft).",
+            "Sample answers from this model and judge them (`accord sample`), or train it on chosen first ("
+            "`objective=sft`).",
         )

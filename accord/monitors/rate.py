@@ -38,4 +38,4 @@ class Rate:
             if worse
             else f"a step moves the weights by {100 * moved:.2g} % of their norm"
         )
-        return Verdict(self.name, f"{seen}: steps are too large.", f"Lower it: learning_rate: {rate / 10:.1g}.")
+        return Verdict(self.name, f"{seen}: steps are too large.", f"Lower it: `learning_rate={rate / 10:.1g}`.")

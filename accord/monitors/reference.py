@@ -22,6 +22,6 @@ class ReferenceAtStart:
             self.name,
             f"before the first update the policy is {chosen:+.2g} nats a token from its reference on chosen responses "
             f"and {rejected:+.2g} on rejected ones: it was not trained from that model.",
-            "If the reference should be the model as the run starts, write reference: start; if policy and reference "
+            "If the reference should be the model as the run starts, write `reference=start`; if policy and reference "
             "are meant to differ, all is well.",
         )

@@ -21,6 +21,6 @@ class Repeats:
         return Verdict(
             self.name,
             f"beside {pairs:.0f} pairs there were {twice:.0f} duplicates, and {against:.0f} contradict another one.",
-            "See where they come from (`accord data check`); view: {several: agreement} makes a strength of judgements "
+            "See where they come from (`accord data check`); `view.several=agreement` makes a strength of judgements "
             "that disagree.",
         )

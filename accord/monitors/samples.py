@@ -34,5 +34,5 @@ class Samples:
         return Verdict(
             self.name,
             f"fresh answers {' and '.join(found)}.",
-            "Tie the policy closer (a larger beta), score by the mean of tokens (length: mean), or stop earlier.",
+            "Tie the policy closer (a larger `beta`), score by the mean of tokens (`length=mean`), or stop earlier.",
         )

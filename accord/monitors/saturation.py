@@ -36,6 +36,6 @@ class Saturation:
             self.name,
             f"the loss pulls with {100 * left:.2g} % of its first strength, and the equivalent of {100 * count:.0f} % "
             "of the pairs does it: the others are settled.",
-            "Stop here, or bring new pairs; labels that are not sure (objective: cdpo, label_smoothing: 0.1) keep all "
+            "Stop here, or bring new pairs; labels that are not sure (`objective=cdpo label_smoothing=0.1`) keep all "
             "of them at work.",
         )

@@ -37,5 +37,5 @@ class Spikes:
             self.name,
             found,
             "Look at the records of this step (examples/*.parquet, then `accord data show`); clip harder "
-            "(max_grad_norm: 0.5) or lower learning_rate.",
+            "(`max_grad_norm=0.5`) or lower `learning_rate`.",
         )

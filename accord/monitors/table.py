@@ -26,13 +26,20 @@ from accord.monitors.samples import Samples
 from accord.monitors.saturation import Saturation
 from accord.monitors.spikes import Spikes
 
+# The gravest first, and causes before their signs: a report that has room for few takes them in this order.
 TABLE: dict[str, type[Monitor]] = {
     m.name: m
     for m in (
-        Drop, Degradation, Dispersion, Entanglement, Entropy, Samples, Beta, Rate, Spikes, Saturation, ReferenceAtStart,
-        Labels, Heart, OnPolicy, Length, Repeats,
+        ReferenceAtStart, Rate, Labels, Heart, Spikes, Degradation, Dispersion, Samples, Beta, Drop, Entanglement,
+        Entropy, Saturation, Length, Repeats, OnPolicy,
     )
 }  # fmt: skip
+GRAVE = ("reference", "rate", "labels", "heart", "spikes", "degradation", "dispersion", "samples")  # against the run
+
+
+def gravity(name: str) -> int:
+    """Place in the table, at its end for those that are no longer in it."""
+    return [*TABLE, name].index(name)
 
 
 def named(asked: str | Iterable[str]) -> tuple[str, ...]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from accord.report.read import RunFolder
+from accord.report.read import Curves, RunFolder
 from accord.stats import Confidence
 
 KEPT = 1000  # points of a line that are drawn; the extremes are among them
+WIDE = 22  # numbers of marks that stand beside one another from left to right
 SMOOTHED = 60  # points from which on a line has its mean beside it
 TALL = 1000  # units of the drawing from bottom to top
 ROLES = ("chosen", "rejected", "unseen")
+STYLES = (*ROLES, "started")
+SUMMED = ("data/pairs", "data/longer", "data/shorter", "data/duplicates", "data/contradictions")  # once, in step 1
 # metrics that make one drawing: title, note, names
 DRAWN: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
@@ -37,6 +40,76 @@ DRAWN: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Loss per token", "Nats a token of demonstrations.", ("nll_per_token",)),
     ("Gradient norm", "Before clipping. Spikes mean single batches with a hard pull.", ("grad_norm",)),
     ("Learning rate", "After warm-up and schedule.", ("learning_rate",)),
+)
+# where probability goes; names of `derived` among them
+THREE_D: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    (
+        "A token since the reference",
+        "Mean change of the log-prob, nats a token. Below 0: less likely than under the reference.",
+        tuple(f"logratios/{role}" for role in ROLES),
+    ),
+    (
+        "A response since the reference",
+        "The same of whole responses, nats. Drop: rejected falls far, and further than chosen.",
+        tuple(f"three_d/response/{role}" for role in ROLES),
+    ),
+    (
+        "The probe since its first look",
+        "Nats a token, always the same prompts. Unseen: other prompts' responses; started: what the model answered as "
+        "the run began.",
+        tuple(f"three_d/probe/{role}" for role in (*ROLES, "started")),
+    ),
+    (
+        "Pairs that lost their mass",
+        "Share of pairs in which both responses together lost half of their probability, and 0.15 nats a token: it "
+        "went elsewhere. Dispersion: more than half of them.",
+        ("dispersed",),
+    ),
+    (
+        "Pull of the loss",
+        "Slope of the loss along the log-prob of chosen (c+) and of rejected (c−); 0: settled.",
+        ("factors/chosen", "factors/rejected"),
+    ),
+    (
+        "Pull along probabilities",
+        "Powers of ten of |c| / probability, of mean log-probs. Their distance is how many times harder rejected is "
+        "pushed than chosen is pulled.",
+        ("three_d/push/chosen", "three_d/push/rejected"),
+    ),
+    (
+        "Pairs that count",
+        "Share of the batch that does the pulling: (mean |c|)² / mean c². Times the batch size it is the effective "
+        "batch.",
+        ("three_d/count",),
+    ),
+)
+# what is drawn on demand, with a title; all else has its name for one
+PROBED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    (
+        "Entanglement",
+        "Of the step ahead: above 0 chosen rises, or rejected rises.",
+        ("probe/entanglement/chosen_rises", "probe/entanglement/rejected_rises"),
+    ),
+    (
+        "Entropy of the likeliest",
+        "Bits over the ten likeliest tokens. That it turns from rising to falling is a sign of over-optimisation.",
+        ("probe/topk_entropy",),
+    ),
+    ("Mass of the likeliest", "Probability that the ten likeliest tokens hold.", ("probe/topk_mass",)),
+    ("Length of fresh answers", "Tokens.", ("probe/samples/length",)),
+    ("Variety of fresh answers", "Distinct n-grams, over how many chance would give.", ("probe/samples/distinct",)),
+    ("KL of fresh answers", "Nats an answer, from the reference: mean log-ratio (k1).", ("probe/samples/kl",)),
+    (
+        "KL of the first answers",
+        "Nats a token that the policy has left the answers it began with: KL(start | policy).",
+        ("probe/started/kl_per_token",),
+    ),
+    (
+        "Surprise",
+        "Nats a token by which responses are less likely than what the model says itself. 0: on policy.",
+        ("probe/surprise/chosen", "probe/surprise/rejected"),
+    ),
+    ("Update", "How far a step moves the last layers, as a share of their norm.", ("probe/update",)),
 )
 
 
@@ -65,7 +138,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """One drawing. x0, x1, y0, y1: what it spans; marks: steps of verdicts, with their numbers."""
+    """One drawing. x0, x1, y0, y1: what it spans; marks: steps of verdicts, with their numbers and
+    the row in which a number stands, so that they do not cover one another."""
 
     title: str
     note: str
@@ -76,7 +150,7 @@ class Chart:
     y1: float
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
-    marks: list[tuple[float, int]] = field(default_factory=list)
+    marks: list[tuple[float, int, int]] = field(default_factory=list)
     left_out: int = 0  # values that are not finite
 
     @property
@@ -126,9 +200,24 @@ def chart(title: str, note: str, lines: Iterable[Line], marks: Sequence[tuple[fl
         lines=drawn,
         x_ticks=ticks(x0, x1, 5, whole=True),
         y_ticks=ticks(y0, y1, 4),
-        marks=list(marks),
+        marks=staggered([m for m in marks if x0 <= m[0] <= x1], (x1 - x0) / WIDE),
         left_out=len(every) - len(y),
     )
+
+
+def staggered(marks: Sequence[tuple[float, int]], near: float) -> list[tuple[float, int, int]]:
+    """Marks with the first row in which the one before stands at least `near` steps to the left.
+
+    >>> staggered([(1, 1), (2, 2), (40, 3)], 5.0)
+    [(1, 1, 0), (2, 2, 1), (40, 3, 0)]
+    """
+    last: list[float] = []
+    found = []
+    for step, number in sorted(marks):
+        row = next((r for r, at in enumerate(last) if step - at >= near), len(last))
+        last[row : row + 1] = [step]
+        found.append((step, number, row))
+    return found
 
 
 def path(frame: Chart, line: Line) -> str:
@@ -189,7 +278,9 @@ def ticks(low: float, high: float, most: int, whole: bool = False) -> list[tuple
     digits = max(0, -math.floor(math.log10(size) + 1e-9))
     places = np.arange(math.ceil(low / size - 1e-9), math.floor(high / size + 1e-9) + 1) * size
     plain = digits <= 4 and max(abs(low), abs(high)) < 1e6
-    return [(float(round(t, 12)), f"{t:,.{digits}f}" if plain else f"{t:.3g}") for t in places + 0.0]
+    return [
+        (float(round(t, 12)), (f"{t:,.{digits}f}" if plain else f"{t:.3g}").replace("-", "−")) for t in places + 0.0
+    ]
 
 
 def short(value: float | None) -> str:
@@ -221,21 +312,18 @@ def terms_of(run: RunFolder) -> list[str]:
 def curves(run: RunFolder) -> tuple[list[tuple[str, list[Chart]]], list[Chart]]:
     """The drawings of a run: those that everybody asks for, by term, and all others."""
     train, held = run.metrics, run.held_metrics
-    marks = [(v["step"], i) for i, v in enumerate(run.verdicts, 1)]
+    marks = marks_of(run)
 
     def lines(keys: Iterable[tuple[str, str]]) -> list[Line]:
-        found = []
-        for name, key in keys:
-            style = name if name in ROLES else "one"
-            for there, points in ((train, False), (held, True)):
-                if key in there:
-                    text = ("held out" if name == "training" else f"{name}, held out") if points else name
-                    found.append(Line(text, "two" if style == "one" and points else style, *there[key], points=points))
-        return found
+        return lines_of(train, held, keys)
 
-    used: set[str] = set()
+    used = set(SUMMED)
+    for prefix in prefixes(run):
+        used |= {
+            prefix + key for _, _, keys in THREE_D for key in keys if prefix + key in train or prefix + key in held
+        }
     parts = []
-    for prefix in ("", *(f"{t}/" for t in terms_of(run))):
+    for prefix in prefixes(run):
         drawn = []
         for title, note, metrics in DRAWN:
             keys = [m for m in metrics if prefix + m in train or prefix + m in held]
@@ -256,10 +344,90 @@ def curves(run: RunFolder) -> tuple[list[tuple[str, list[Chart]]], list[Chart]]:
         if drawn:
             parts.append((prefix.rstrip("/"), drawn))
     rest = []
+    for prefix in prefixes(run):
+        for title, note, metrics in PROBED:
+            keys = [m for m in metrics if prefix + m in train]
+            names = [k.rpartition("/")[2].removesuffix("_rises") if len(metrics) > 1 else "training" for k in keys]
+            found = chart(
+                f"{prefix[:-1]}: {title}" if prefix else title,
+                note,
+                lines(zip(names, (prefix + k for k in keys), strict=True)),
+                marks,
+            )
+            if found is not None:
+                rest.append(found)
+                used |= {prefix + k for k in keys}
     for key in [k for k in {**train, **held} if k not in used]:
         if (found := chart(key, "", lines([("training", key)]), marks)) is not None:
             rest.append(found)
     return parts, rest
+
+
+def marks_of(run: RunFolder) -> list[tuple[float, int]]:
+    return [(v["step"], i) for i, v in enumerate(run.verdicts, 1)]
+
+
+def prefixes(run: RunFolder) -> list[str]:
+    return ["", *(f"{t}/" for t in terms_of(run))]
+
+
+def lines_of(train: Curves, held: Curves, keys: Iterable[tuple[str, str]]) -> list[Line]:
+    """A line of training values and dots of held-out ones for each (name, metric)."""
+    found = []
+    for name, key in keys:
+        style = name if name in STYLES else "one"
+        for there, points in ((train, False), (held, True)):
+            if key in there:
+                text = ("held out" if name == "training" else f"{name}, held out") if points else name
+                found.append(Line(text, "two" if style == "one" and points else style, *there[key], points=points))
+    return found
+
+
+def three_d(run: RunFolder) -> list[tuple[str, list[Chart]]]:
+    """The drawings of where probability goes, by term; none where nothing is compared with a reference."""
+    parts = []
+    for prefix in prefixes(run):
+        train, held = (derived(found, prefix) for found in (run.metrics, run.held_metrics))
+        if f"{prefix}logratios/chosen" not in train:
+            continue
+        drawn = []
+        for title, note, metrics in THREE_D:
+            names = {m: m.rpartition("/")[2] if len(metrics) > 1 else "training" for m in metrics}
+            found = chart(
+                title, note, lines_of(train, held, ((n, prefix + m) for m, n in names.items())), marks_of(run)
+            )
+            if found is not None:
+                drawn.append(found)
+        parts.append((prefix.rstrip("/"), drawn))
+    return parts
+
+
+def derived(found: Curves, prefix: str) -> Curves:
+    """The metrics of a term, and what `THREE_D` draws that follows from them."""
+    new: Curves = {}
+
+    def put(name: str, of: Sequence[str], how: Callable[..., np.ndarray]) -> None:
+        each = [found.get(prefix + key) for key in of]
+        if all(e is not None for e in each):
+            first = each[0]
+            assert first is not None
+            if all(e is not None and len(e[0]) == len(first[0]) for e in each):
+                with np.errstate(all="ignore"):
+                    new[f"{prefix}three_d/{name}"] = first[0], how(*(e[1] for e in each if e is not None))
+
+    for role in ROLES[:2]:
+        put(f"response/{role}", (f"logratios/{role}", f"lengths/{role}"), np.multiply)
+        put(
+            f"push/{role}", (f"factors/{role}", f"logps/{role}"),
+            lambda c, logp: (np.log(np.abs(c)) - logp) / math.log(10),
+        )  # fmt: skip
+    for role in (*ROLES, "started"):
+        put(f"probe/{role}", (f"probe/logps/{role}",), lambda y: y - y[0])
+    put(
+        "count", ("factors/chosen", "factors/rejected", "factors/squares"),
+        lambda c, r, squares: ((np.abs(c) + np.abs(r)) / 2) ** 2 / squares,
+    )  # fmt: skip
+    return found | new
 
 
 def speed(run: RunFolder) -> Chart | None:

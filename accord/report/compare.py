@@ -80,7 +80,7 @@ def measured(a: RunFolder, b: RunFolder, measure: str, level: float) -> Against 
     before, after = tables.paired(a.last, b.last)
     if not len(before):
         return None
-    pair = ~np.isnan(after["logps_rejected"])
+    pair = after.two
     if measure == "loss":
         if any(k.rpartition(".")[2] not in FREE for k, _ in differing({"a": a, "b": b})):
             return None
@@ -88,7 +88,7 @@ def measured(a: RunFolder, b: RunFolder, measure: str, level: float) -> Against 
     else:
         keep = ~pair if measure == "per_token" else pair
     x, y = (side.take(np.flatnonzero(keep)) for side in (before, after))
-    if not len(x):
+    if not len(x) or (measure in ("chosen", "per_token") and np.isnan(x["logps_chosen"] + y["logps_chosen"]).any()):
         return None
     weights = None
     if measure == "accuracy":

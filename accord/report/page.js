@@ -11,7 +11,7 @@ function ticks(low, high, most, whole) {
   for (let i = Math.ceil(low / size - 1e-9); i * size <= high + size * 1e-9; i++) {
     const t = i * size;
     const plain = digits <= 4 && Math.max(Math.abs(low), Math.abs(high)) < 1e6;
-    found.push([t, plain ? t.toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits}) : t.toPrecision(3)]);
+    found.push([t, (plain ? t.toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits}) : t.toPrecision(3)).replace("-", "−")]);
   }
   return found;
 }

@@ -42,6 +42,15 @@ class Examples:
         """Of pairs, by how much chosen is ahead: of rewards, or of log-probs where there are no rewards [n]."""
         return np.where(np.isnan(self["margin"]), self["logps_chosen"] - self["logps_rejected"], self["margin"])
 
+    @property
+    def two(self) -> np.ndarray:
+        """Which rows are pairs: they have two lengths; a reward model's have no log-probs [n]."""
+        return ~np.isnan(self["length_rejected"])
+
+    @property
+    def pairs(self) -> Examples:
+        return self.take(np.flatnonzero(self.two)) if len(self) else self
+
     @classmethod
     def of(cls, files: list[Path]) -> Examples:
         """The newest `ROWS` rows of Parquet files, which are named in their order."""

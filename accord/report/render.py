@@ -7,6 +7,7 @@ read aloud and follow the light, and the page is complete before any script runs
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
+from accord.monitors.table import TABLE
 from accord.report import charts, tables
 from accord.report.read import RunFolder, read
 from accord.report.story import TONES, count, home, percent, sentence, signed, story
@@ -30,7 +32,7 @@ def templates(kind: str) -> Environment:
     found = Environment(loader=FileSystemLoader(HERE), autoescape=page, trim_blocks=not page, lstrip_blocks=not page)
     found.globals |= {
         "tones": TONES, "short": charts.short, "signed": signed, "percent": percent, "sentence": sentence,
-        "compared": tables.compared, "cell": cell, "ends": ends,
+        "compared": tables.compared, "cell": cell, "ends": ends, "coded": coded if page else str,
     }  # fmt: skip
     if page:
         from markupsafe import Markup
@@ -61,13 +63,15 @@ def write(target: Path, text: str) -> Path:
 def view(run: RunFolder) -> dict[str, Any]:
     """Everything that the templates of one run show."""
     drawn, rest = charts.curves(run)
+    where = charts.three_d(run)
     worst, best = tables.extremes(run)
     of_what, sources = tables.by_source(run)
     answers = tables.answers(run)
     scored = tables.scores(run)
     found: dict[str, Any] = {
         "run": run, "story": story(run), "ended": ended(run), "curves": drawn, "rest": rest,
-        "smoothed": any(line.mean for _, several in drawn for c in several for line in c.lines),
+        "three_d": where, "three_said": three_said(run),
+        "smoothed": any(line.mean for _, several in (*drawn, *where) for c in several for line in c.lines),
         "answers": answers, "shown": sum(len(s) for _, s in answers), "every": tables.EVERY, "scores": scored,
         "score_bars": score_bars(run) if scored else None, "of_what": of_what, "sources": sources, "worst": worst,
         "best": best, "many_terms": len({t for t, _, _ in sources}) > 1, "decisions": tables.decisions(run),
@@ -75,12 +79,21 @@ def view(run: RunFolder) -> dict[str, Any]:
         "settings": "\n".join(line for line in run.config.splitlines() if not line.startswith("# ")),
     } | margins(run)  # fmt: skip
     there = (
-        ("verdicts", "Monitors", run.verdicts), ("curves", "Curves", drawn), ("samples", "Answers", answers),
-        ("scores", "Scores", scored), ("margins", "Margins", found["margin_bars"] or found["calibration"]),
-        ("sources", "By source", sources), ("records", "Records", worst), ("data", "Data", run.data),
-        ("settings", "Settings", True),
+        ("verdicts", "Monitors", run.verdicts), ("three-d", "Three D", where), ("curves", "Curves", drawn),
+        ("samples", "Answers", answers), ("scores", "Scores", scored),
+        ("margins", "Margins", found["margin_bars"] or found["calibration"]), ("sources", "By source", sources),
+        ("records", "Records", worst), ("data", "Data", run.data), ("settings", "Settings", True),
     )  # fmt: skip
     found["sections"] = [(id, title) for id, title, what in there if what]
+    return found
+
+
+def three_said(run: RunFolder) -> list[tuple[str, str, str]]:
+    """Of drop, degradation and dispersion: name, what it asks, and when its monitor spoke."""
+    found = []
+    for name in ("drop", "degradation", "dispersion"):
+        steps = [f"verdict {i}, at step {v['step']:,}" for i, v in enumerate(run.verdicts, 1) if v["monitor"] == name]
+        found.append((name, TABLE[name].question, "; ".join(steps) or "not seen"))
     return found
 
 
@@ -108,7 +121,7 @@ def repeat(run: RunFolder) -> str:
 def margins(run: RunFolder) -> dict[str, Any]:
     """Histogram of held-out margins and their calibration; of the newest training pairs where nothing is held out."""
     now, what = (run.last, "held-out pairs") if len(run.last) else (run.newest, "the newest training pairs")
-    pairs = now.take(np.flatnonzero(~np.isnan(now["logps_rejected"]))) if len(now) else now
+    pairs = now.pairs
     if not len(pairs):
         return {"margin_bars": None, "calibration": None}
     rewards = not np.isnan(pairs["margin"]).any()
@@ -132,6 +145,17 @@ def score_bars(run: RunFolder) -> charts.Bars | None:
         for name in ("before", "after")
     }
     return charts.bars("Scores of answers", "How many answers got which score.", values)
+
+
+def coded(text: Any) -> str:
+    """What stands between backticks as code; everything else escaped.
+
+    >>> str(coded("Lower it: `a<b`."))
+    'Lower it: <code>a&lt;b</code>.'
+    """
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def cell(text: Any) -> str:

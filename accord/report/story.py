@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from accord.monitors.table import GRAVE, gravity
 from accord.report.charts import short
 from accord.report.read import RunFolder
 from accord.report.tables import LOST, Held, held
@@ -104,6 +105,8 @@ def did_it_work(run: RunFolder) -> tuple[Answer, Held | None]:
     against = [f for f, _ in spoken[1:] if f.tone == "bad"]
     if tone == "good" and against:
         tone, answer = "unsure", f"In part: {answer.removeprefix('Yes: ')}, but {against[0].what} got worse"
+    elif tone == "unsure" and against:
+        answer = f"{answer}, and {against[0].what} got worse"
     return Answer("Did it work?", answer, tone, facts), numbers
 
 
@@ -178,7 +181,7 @@ def _accuracy(run: RunFolder, numbers: Held | None) -> tuple[Interval | None, in
         return Interval(kept["mean"], kept["low"], kept["high"]), kept["pairs"], kept.get("records", 0)
     if numbers is None or numbers.accuracy is None:
         return None, 0, 0
-    pairs = run.last.take(np.flatnonzero(~np.isnan(run.last["logps_rejected"])))
+    pairs = run.last.pairs
     return numbers.accuracy, len(pairs), len(set(pairs["record"]))
 
 
@@ -204,7 +207,7 @@ def can_i_believe_it(run: RunFolder, numbers: Held | None) -> Answer:
     """What speaks for and against the numbers, the gravest first."""
     facts = [
         *_unfinished(run),
-        *(Fact(f"step {v['step']}, {v['monitor']}", "", sentence(str(v["says"])), "bad") for v in run.verdicts[:3]),
+        *_verdicts(run),
         *_length_bias(run, numbers),
         *_ties(run),
         *_drop(numbers),
@@ -225,6 +228,24 @@ def can_i_believe_it(run: RunFolder, numbers: Held | None) -> Answer:
             question, f"With care: {count(bad + unsure, 'point')} to look at", "bad" if bad else "unsure", shown
         )
     return Answer(question, "Nothing that was measured speaks against it", "good", shown)
+
+
+def gravest(run: RunFolder, most: int = 3) -> list[dict[str, Any]]:
+    """The verdicts that matter most."""
+    return sorted(run.verdicts, key=lambda v: (gravity(v["monitor"]), v["step"]))[:most]
+
+
+def _verdicts(run: RunFolder) -> list[Fact]:
+    found = [
+        Fact(
+            f"{v['monitor']}, step {v['step']:,}", "", sentence(str(v["says"])),
+            "bad" if v["monitor"] in GRAVE else "unsure",
+        )
+        for v in gravest(run)
+    ]  # fmt: skip
+    if more := len(run.verdicts) - len(found):
+        found.append(Fact(f"and {count(more, 'verdict')} more", "", "below, with the monitors."))
+    return found
 
 
 def _unfinished(run: RunFolder) -> list[Fact]:
@@ -299,7 +320,7 @@ def _longer(run: RunFolder) -> Interval | None:
         return Interval(kept["mean"], kept["low"], kept["high"])
     if not len(run.last):
         return None
-    two = run.last.take(np.flatnonzero(~np.isnan(run.last["length_rejected"])))
+    two = run.last.pairs
     ahead = np.sign(two["length_chosen"] - two["length_rejected"]) / 2 + 0.5
     return share(ahead, two["record"]) if len(two) else None
 
@@ -332,13 +353,11 @@ def _lost(run: RunFolder) -> list[Fact]:
     return [Fact("data lost", f"{lost:,}", says, "unsure" if lost > 0.1 * of else "plain")]
 
 
-MORE_EVIDENCE = (
-    "For a narrower interval hold out more prompts (eval_fraction, eval_data): four times as many halve it. For a "
-    "larger effect train longer (max_steps) or with a higher learning_rate."
-)
+NARROWER = "For a narrower interval hold out more prompts (`eval_fraction`, `eval_data`): four times as many halve it."
+LARGER = "For a larger effect train longer (`max_steps`) or with a higher `learning_rate`."
 WORSE = (
     "Look at the worst records below first: labels that are the wrong way round look like this. Then try a smaller "
-    "learning_rate."
+    "`learning_rate`."
 )
 
 
@@ -349,12 +368,16 @@ def what_next(run: RunFolder, worked: Answer) -> Answer:
     steps: list[tuple[str, str]] = []
     if goes_on:
         steps.append((f"accord train {folder}/config.yaml", "goes on from the last checkpoint, if there is one."))
-    steps += [("", sentence(r)) for r in dict.fromkeys(str(v.get("remedy", "")) for v in run.verdicts) if r]
-    if not run.held_out and not run.samples:
+    nothing = not run.held_out and not run.samples
+    if nothing:
         command = f"accord train {folder}/config.yaml eval_fraction=0.1 output=..."
         steps.append((command, "holds prompts out, so that there is something to believe."))
-    elif not goes_on and worked.tone in ("unsure", "bad"):
-        steps.append(("", MORE_EVIDENCE if worked.tone == "unsure" else WORSE))
+    steps += [("", sentence(r)) for r in dict.fromkeys(str(v.get("remedy", "")) for v in gravest(run)) if r]
+    if not nothing and not goes_on and worked.tone in ("unsure", "bad"):
+        if worked.tone == "bad":
+            steps.append(("", WORSE))
+        else:  # a monitor that spoke knows better than to train on
+            steps.append(("", NARROWER if run.verdicts else f"{NARROWER} {LARGER}"))
     if (run.path / "model").exists():
         steps.append((f"accord chat {folder}", "talks to it."))
         if worked.tone == "good":

@@ -77,7 +77,7 @@ def held(start: Examples, now: Examples) -> Held | None:
         return None
     whole = Held(len(now), len(set(now["record"])))
     found: dict[str, Interval] = {}
-    pairs = now.take(np.flatnonzero(~np.isnan(now["logps_rejected"])))
+    pairs = now.pairs
     if len(pairs):
         margin = pairs.margins
         right = np.where(margin == 0, 0.5, margin > 0)
@@ -86,8 +86,9 @@ def held(start: Examples, now: Examples) -> Held | None:
             found["margin"] = bootstrap(margin, pairs["record"])
     before, after = paired(start, now)
     if len(before):
-        two = np.flatnonzero(~np.isnan(after["logps_rejected"]))
-        one = np.flatnonzero(np.isnan(after["logps_rejected"]) & (after["length_chosen"] > 0))
+        told = ~np.isnan(before["logps_chosen"] + after["logps_chosen"])  # a reward model tells no log-prob
+        two = np.flatnonzero(after.two & told)
+        one = np.flatnonzero(~after.two & told & (after["length_chosen"] > 0))
         a, b = before.take(two), after.take(two)
         if len(a):
             ahead = [x["logps_chosen"] > x["logps_rejected"] for x in (a, b)]
