@@ -290,7 +290,7 @@ def test_beta_is_too_small_where_an_answer_has_not_the_nats():
 
     assert shown(Beta(), [row(0.1)] * 20) == []
     assert shown(Beta(), [row(0.001)] * 20) == [1]
-    assert Beta().see(1, row(0.001)).remedy == "Tie it closer: beta: 0.2."
+    assert Beta().see(1, row(0.001)).remedy == "Tie it closer: `beta=0.2`."
 
 
 def test_entropy_turns_only_after_it_rose():

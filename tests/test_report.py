@@ -307,7 +307,7 @@ def test_what_is_not_finite_is_a_gap_and_counted(tmp_path):
 
 def test_every_metric_is_drawn_once_and_verdicts_are_marked_where_they_fell(trained, tmp_path):
     folder = tmp_path / "r"
-    shutil.copytree(trained("terms"), folder)
+    shutil.copytree(trained("terms", mixed_records(24), objective=OBJECTIVES["terms"][0]["objective"]), folder)
     JsonLines(folder / "verdicts.jsonl").append(
         [{"step": 4, "monitor": "drop", "says": "it fell.", "remedy": "lift it."}]
     )

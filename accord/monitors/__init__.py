@@ -7,6 +7,7 @@ the model.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
@@ -52,3 +53,9 @@ class Window:
     @property
     def mean(self) -> float:
         return sum(self.values) / len(self.values)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean; 0 of a single value."""
+        n, mean = len(self.values), self.mean
+        return math.sqrt(sum((v - mean) ** 2 for v in self.values) / (n - 1) / n) if n > 1 else 0.0

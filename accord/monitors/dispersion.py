@@ -5,6 +5,7 @@ from __future__ import annotations
 from accord.monitors import Verdict, Window
 
 SHARE = 0.5  # of the pairs
+ERRORS = 2.0  # standard errors of a mean over few batches
 
 
 class Dispersion:
@@ -31,8 +32,9 @@ class Dispersion:
             how = f"{'rose' if rose > 0 else 'fell'} by {abs(rose):.2g} nats a token"
             self._unseen = f" Responses to other prompts {how}." if abs(rose) > 0.01 else ""
         share = self._share.add(metrics["dispersed"]).mean
+        sure = share - ERRORS * self._share.error
         pair = self._pair.add(metrics["logratios/pair"]).mean
-        if self._spoke or not self._share.full or share <= SHARE:
+        if self._spoke or not self._share.full or sure <= SHARE:
             return None
         self._spoke = True
         return Verdict(
