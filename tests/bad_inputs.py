@@ -51,7 +51,7 @@ GOOD: dict[str, dict[str, Any]] = {  # layout to a good row; several of one layo
         "scale": [0, 10], "metadata": {"score_rejected": 3}, "system": "s",
     },
     "rewardbench": {
-        "prompt": "p", "chosen": "a", "chosen_model": "x", "rejected": "b", "rejected_model": "y", "subset": "s", "id": 1,
+        "prompt": "p", "chosen": "a", "chosen_model": "x", "rejected": "b", "rejected_model": "y", "subset": "s",
     },
     "rewardbench2": {
         "id": "1", "prompt": "p", "chosen": ["a"], "rejected": ["b", "c"], "models": ["x", "y", "z"], "subset": "s",

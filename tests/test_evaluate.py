@@ -177,8 +177,8 @@ def test_everything_is_written_and_bad_pairs_can_be_traced(tmp_path, accord):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["slogan:word=2"], "'word=2' is no option of slogan; did you mean 'words'"),
-        (["slogan:words=two"], "words is a number, not 'two'"),
+        (["slogan:word=2"], "slogan has no option 'word'; did you mean 'words'"),
+        (["slogan:words=two"], "words is a whole number, not 'two'"),
         (["slogan:words=2", "slogan:words=2"], "two models are called 'slogan:words=2'"),
         (["slogan", "--protocol", "rewardbench3"], "did you mean"),
         (["slogan", "--length", "median"], "sum or mean"),

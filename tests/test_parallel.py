@@ -51,7 +51,8 @@ def curve(folder: Path) -> list[dict[str, float]]:
 
 
 def assert_same_curve(folder: Path, other: Path) -> None:
-    """Every metric of every step within 1e-5 of its size (sums of float32 in another order); one process alone probes."""
+    """Every metric of every step within 1e-5 of its size (sums of float32 in another order), but of probes, which only
+    one process has."""
     a, b = (
         [{k: v for k, v in r.items() if "probe/" not in k and not k.startswith("data/")} for r in curve(f)]
         for f in (folder, other)

@@ -83,8 +83,6 @@ class Probes(NoProbes):
         start = time.monotonic()
         self.own.objective_state = self.step.objective_state
         for name, probe in self.probes.items():
-            if not self.step.terms[name].logps:  # a reward model says nothing
-                continue
             prefix = f"{name}/" if len(self.step.terms) > 1 else ""
             seen = likelihoods(self.step, probe) | entanglement(self.own, probe.batch, number, self.weights)
             self._found |= {f"{prefix}probe/{k}": v for k, v in seen.items()}

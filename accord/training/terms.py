@@ -674,9 +674,7 @@ def factors(
     no log-probs. cotangents: of each set, `logp` [M]. For dpo at policy = reference the slopes are -beta/2 and beta/2.
     """
     batch = next(iter(batches.values()), None)
-    if batch is None or batch.kind != "Pairs" or len(terms) > 1 or not len(batch):
-        return {}
-    if not cotangents or "logp" not in cotangents[0]:  # a reward model's leaves are rewards
+    if batch is None or batch.kind != "Pairs" or len(terms) > 1 or not cotangents or not len(batch):
         return {}
     ((name, term),) = terms.items()
     if not term.logps:
