@@ -411,7 +411,9 @@ def test_a_pass_is_the_permuted_records_of_a_stratum(rows, seed, both_classes):
 
 
 def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """Metrics, but how many chosen answers are longer: of a store, among those that were tokenised, not among all."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.endswith(("data/longer", "data/shorter"))} for row in found]
 
 
 def test_a_run_over_a_store_is_the_run_over_a_list_also_when_it_is_resumed(file, model_folder, tmp_path, monkeypatch):
@@ -425,7 +427,8 @@ def test_a_run_over_a_store_is_the_run_over_a_list_also_when_it_is_resumed(file,
     monkeypatch.setattr(store, "KEPT", 5)
     run = train("store")
     assert isinstance(run.records, Store)
-    assert rows(tmp_path / "store") == rows(tmp_path / "list")
+    for a, b in zip(rows(tmp_path / "store"), rows(tmp_path / "list"), strict=True):
+        assert a == b, {k: (a.get(k), b.get(k)) for k in a.keys() | b.keys() if a.get(k) != b.get(k)}
     stories = [json.loads((tmp_path / name / "data.json").read_text()) for name in ("list", "store")]
     for key in ("told", "records", "held_out", "examples", "content"):
         assert stories[0][key] == stories[1][key]
