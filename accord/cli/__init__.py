@@ -1,12 +1,27 @@
 """What the user types. Every command is a few lines over the rooms below; heavy imports happen inside commands."""
 
+# ruff: noqa: F401  (modules are imported for their commands)
 from __future__ import annotations
 
 import sys
 
 import typer
 
-from accord.cli import bench, data, evaluate, judging, look, loop, models, monitors, people, rewards, runs, train  # noqa: F401  (their commands)
+from accord.cli import (
+    bench,
+    contests,
+    data,
+    evaluate,
+    judging,
+    look,
+    loop,
+    models,
+    monitors,
+    people,
+    rewards,
+    runs,
+    train,
+)
 from accord.cli.frame import app
 from accord.errors import AccordError
 

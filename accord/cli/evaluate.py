@@ -102,10 +102,10 @@ def rewards(
         else:
             options = ViewOptions(ties="half", attribute=attribute)
             found = evaluate(loaded.records, judges, told=[loaded.told], options=options, say=say)
-    _finish(found, output, Path("runs/eval-rewards"), as_json)
+    finish(found, output, Path("runs/eval-rewards"), as_json)
 
 
-def _finish(found: Any, output: Path | None, usual: Path, as_json: bool) -> None:
+def finish(found: Any, output: Path | None, usual: Path, as_json: bool) -> None:
     """Writes what was found, unless it is only wanted as JSON, and tells it."""
     paths = found.write(output or usual) if output or not as_json else []
     tell(found, as_json)
@@ -145,7 +145,7 @@ def ranking(
             agreement=agreement, max_length=max_length or 4096, device=device, precision=precision, told=[loaded.told],  # type: ignore[arg-type]
             say=say,
         )  # fmt: skip
-    _finish(found, output, Path("runs/eval-ranking"), as_json)
+    finish(found, output, Path("runs/eval-ranking"), as_json)
 
 
 @data_app.command(
