@@ -8,6 +8,7 @@ import sys
 import typer
 
 from accord.cli import (
+    annotate,
     bench,
     contests,
     data,
