@@ -136,3 +136,43 @@ def scores(
 
         found = scored(made, by=by, seed=seed)
     finish(found, output, Path("runs/eval-scores"), as_json)
+
+
+@eval_app.command(
+    "text", help="What answers are like: length, variety, pass@k, shares that a judge finds (refusals), perplexity."
+)
+def text(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Answers: files, folders, globs, data sets.")],
+    model: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--model", help="Perplexity under this model; may be given again, for a reference, say."),
+    ] = None,
+    k: Annotated[Optional[str], typer.Option(help="Of pass@k, such as 1,5,10; the files say what is right.")] = None,  # noqa: UP045
+    by: Annotated[Optional[str], typer.Option(help="Who says what is right.")] = None,  # noqa: UP045
+    rate: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="WORDS", help="Share of answers that this judge gives 0.5 or more, by source: refusal."),
+    ] = None,
+    max_length: Longest = None,
+    output: Output = None,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+    as_json: AsJson = False,
+) -> None:
+    from accord.errors import ConfigError
+
+    tries = [int(n) if n.strip().isdecimal() else 0 for n in (k or "").split(",")] if k is not None else []
+    if 0 in tries:
+        raise ConfigError(f"--k {k}: whole numbers from 1, such as 1,5,10")
+    quiet_libraries()
+    from accord.data import sources
+    from accord.evaluate.scorers import find
+    from accord.evaluate.text import Texts, describe
+    from accord.training.watch import Console, Quiet
+
+    judges = [find(words, device=device, precision=precision) for words in rate or []]  # type: ignore[arg-type]
+    asked: dict[str, Any] = {"ks": tries, "by": by, "judges": judges, "models_": model or []}
+    asked |= {"max_length": max_length or 4096, "device": device, "precision": precision}
+    with (Quiet() if as_json else Console()).task("measuring") as say:
+        found = Texts([describe(name, sources.load(name).records, say=say, **asked) for name in files])
+    finish(found, output, Path("runs/eval-text"), as_json)

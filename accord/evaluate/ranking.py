@@ -204,7 +204,7 @@ def _read(
     chat = Chat(policy.tokenizer, max_length=max_length, stop_ids=policy.ends)
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for start in range(0, len(records), TOGETHER):
-        found += _log_probs(policy, chat, records[start : start + TOGETHER], counts)
+        found += log_probs(policy, chat, records[start : start + TOGETHER], counts)
         say(len(found), len(records))
     total, mean = np.full(len(pairs), np.nan), np.full(len(pairs), np.nan)
     for n, (r, i, j) in enumerate(zip(pairs.record, pairs.first, pairs.second, strict=True)):
@@ -214,7 +214,7 @@ def _read(
     return _Ratios(total, mean, chat.key)
 
 
-def _log_probs(
+def log_probs(
     policy: models.Policy, chat: Chat, records: Seq[Record], counts: Counts
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Of each record's responses the summed log-probs of their trained tokens [K] nats, and how many these are [K];
