@@ -244,7 +244,7 @@ def passed(file: str, records: Seq[Record], ks: Seq[int], by: str | None, counts
 
 
 def rates(judge: Judge, records: Seq[Record], counts: Counts) -> dict[str, Interval]:
-    """The share of answers to which a judge gives one half or more, by source of the records where they have several, and of all."""
+    """The share of answers to which a judge gives one half or more, of all, and by source where there are several."""
     found: dict[str, list[tuple[bool, str]]] = {}
     for record, said in zip(records, judge(records), strict=True):
         scores = [j for j in said if j.kind in ("score", "label")]
