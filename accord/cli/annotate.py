@@ -23,7 +23,7 @@ def annotate(
     by: Annotated[str, typer.Option(help="Who judges; stands in the records.")] = "human",
     seed: Annotated[int, typer.Option(help="Of the order in which answers stand on the page.")] = 0,
     port: Annotated[int, typer.Option(help="Of the page; 0 for a free one.")] = 0,
-    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Print the page's address, and open no browser.")] = False,
     overwrite: Overwrite = False,
     columns: Columns = None,
     layout: LayoutName = None,
@@ -48,7 +48,7 @@ def annotate(
     session = Session(asked, output, form=form, by=by, scale=(low, high), overwrite=overwrite)
     with Page(session, port) as page:
         typer.echo(f"{page.address}\nStop with Ctrl-C, or with Enter when all is judged; nothing is lost.")
-        if open_page:
+        if not no_open:
             webbrowser.open(page.address)
         with contextlib.suppress(KeyboardInterrupt):
             page.serve_forever()

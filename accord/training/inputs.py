@@ -329,8 +329,9 @@ def one_sided(term: Term, corpus: Corpus) -> str | None:
 
 
 def data_facts(terms: Mapping[str, Term], corpus: Corpus, counts: Counts) -> dict[str, float]:
-    """Numbers of the pairs of each term, for monitors: how many there are, of them (or of `FACTS` of them, spread over
-    all) how many have the longer or the shorter answer chosen; what was left out as a duplicate or a contradiction."""
+    """Numbers of the pairs of each term, for monitors: how many there are; of them (or of `FACTS` of them, spread over
+    all; of a store, those that were tokenised) how many have the longer or the shorter answer chosen; what was left
+    out as a duplicate or a contradiction."""
     found: dict[str, float] = {}
     left = counts.totals()
     for name, term in terms.items():
