@@ -353,9 +353,8 @@ def trains(tmp_path, model_folder):
     def train(path: Path) -> None:
         from accord.training.run import train as run
 
-        made = run(
-            model=str(model_folder), data=str(path), objective="dpo", max_steps=1, batch_size=4, output=tmp_path / "run"
-        )
+        short: dict[str, Any] = {"max_steps": 1, "batch_size": 4, "output": tmp_path / "run"}
+        run(model=str(model_folder), data=str(path), objective="dpo", **short)
         assert (tmp_path / "run" / "model" / "config.json").exists()
 
     return train
@@ -462,6 +461,36 @@ def test_pairs_of_several_answers_find_their_record_again(tmp_path):
         session.answer(n, 1)
     (found,) = judge(asked_)
     assert sorted(j.pair for j in found) == [(0, 1), (0, 2), (1, 2)]  # type: ignore[type-var]
+
+
+def test_answers_that_say_the_same_are_asked_once_and_judged_alike(tmp_path):
+    record = Record(prompt="p", responses=[{"text": t} for t in ("a", "b", "a")])
+    todo, left = items([record], "pairs")
+    assert (len(todo), dict(left)) == (1, {"answers that say what another one says": 1})
+    Session(todo, tmp_path / "mine.jsonl").answer(0, 1.0 if todo[0].order[0] == 0 else 0.0)  # a is better
+    same = Record(prompt="q", responses=[{"text": "a"}, {"text": "a"}])
+    found, none = table.find(f"human:{tmp_path / 'mine.jsonl'}")([record, same])
+    assert sorted((j.pair, j.value) for j in found) == [((0, 1), 1.0), ((2, 1), 1.0)]  # type: ignore[type-var]
+    assert none.why == "its answers all say the same"  # type: ignore[attr-defined]
+
+
+def test_a_loop_waits_for_a_person_and_goes_on(tmp_path, model_folder, monkeypatch):
+    from accord.online.loop import loop
+
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"Say {i}"}) + "\n" for i in range(6)))
+    settings: dict[str, Any] = {
+        "model": str(model_folder), "prompts": "prompts.jsonl", "judge": "human:mine.jsonl", "output": "loop",
+        "rounds": 1, "samples": 2, "max_new_tokens": 6, "batch_size": 2, "max_steps": 1, "reference": "fixed",
+        "objective": "dpo", "pair": {"rule": "best_worst"}, "device": "cpu", "precision": "fp32", "quiet": True,
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"wait for a person: accord annotate mine.todo.jsonl --output mine.jsonl"):
+        loop(**settings)
+    todo, _ = items(sources.load("mine.todo.jsonl").records, "pairs")
+    session = Session(todo, Path("mine.jsonl"))
+    for n in range(len(todo)):
+        session.answer(n, 1)
+    assert loop(**settings).finished
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,9 @@ def run(code: str, tests: Sequence[str], limits: Limits | None = None, *, confin
     """
     limits, key = limits or Limits(), secrets.token_hex(16)
     python = os.path.realpath(sys.executable)
-    words = json.dumps({"confined": confined, "python": python, "prefix": sys.base_prefix, **vars(limits)})
+    words = json.dumps(
+        {"confined": confined, "python": python, "prefix": os.path.realpath(sys.base_prefix), **vars(limits)}
+    )
     sent = json.dumps({"code": code, "tests": list(tests), "key": key})
     started = subprocess.Popen(
         [python, "-I", "-S", os.path.realpath(__file__), words],
@@ -99,7 +101,7 @@ def _line(line: bytes, key: str) -> dict[str, Any] | None:
     """What the driver reports; whatever else is written there lacks the key."""
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and found.get("key") == key else None
 
@@ -246,6 +248,11 @@ def _root(python: str, prefix: str, files: int) -> None:
     new = next(p for p in ("/mnt", "/media", "/srv", "/opt", "/tmp") if Path(p).is_dir() and not _over(p, needed))
     _mount("none", "/", None, REC | PRIVATE)
     _mount("tmpfs", new, "tmpfs", NOSUID | NODEV, "size=1m,mode=755")
+    Path(f"{new}/dev").mkdir()
+    Path(f"{new}/dev/null").touch()
+    _mount("/dev/null", f"{new}/dev/null", None, BIND)
+    Path(f"{new}/tmp").mkdir()
+    _mount("tmpfs", f"{new}/tmp", "tmpfs", NOSUID | NODEV, f"size={files}m,nr_inodes=1024,mode=1777")
     for path in needed:
         at = new + path
         Path(at).parent.mkdir(parents=True, exist_ok=True)
@@ -256,11 +263,6 @@ def _root(python: str, prefix: str, files: int) -> None:
         _mount(path, at, None, BIND | REC)
         for mounted in _mounts(at):
             _sealed(mounted)
-    Path(f"{new}/dev").mkdir()
-    Path(f"{new}/dev/null").touch()
-    _mount("/dev/null", f"{new}/dev/null", None, BIND)
-    Path(f"{new}/tmp").mkdir()
-    _mount("tmpfs", f"{new}/tmp", "tmpfs", NOSUID | NODEV, f"size={files}m,nr_inodes=1024,mode=1777")
     Path(f"{new}/.old").mkdir()
     os.chdir(new)
     _must(_libc().syscall(PIVOT_ROOT[os.uname().machine], b".", b".old"), "pivot_root")

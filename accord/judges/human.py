@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -28,7 +28,7 @@ from accord.data import sources
 from accord.data.records import Judgement, Record
 from accord.data.rows import many
 from accord.errors import AccordError, ConfigError, nearest
-from accord.judges.frame import Judge, Say
+from accord.judges.frame import Judge, Say, Unjudged
 from accord.judges.table import row
 
 FORMS = {
@@ -63,7 +63,10 @@ def items(records: Iterable[Record], form: str, seed: int = 0) -> tuple[list[Ite
         raise ConfigError(f"--form {form}: {nearest(form, FORMS)}")
     found, left = [], Counter[str]()
     for record in records:
-        answers = tuple(a.model_copy(update={"revised_from": None}) for a in record.responses)
+        different = {a.plain_text: a for a in record.responses}
+        answers = tuple(a.model_copy(update={"revised_from": None}) for a in different.values())
+        if alike := len(record.responses) - len(answers):
+            left["answers that say what another one says"] += alike
         if len(answers) < (1 if form == "ratings" else 2):
             left["too few answers"] += 1
             continue
@@ -392,24 +395,29 @@ class Human:
         return held
 
     def _of(self, record: Record, said: dict[str, list[Record]]) -> tuple[Judgement, ...]:
-        place = {a.plain_text: i for i, a in reversed(list(enumerate(record.responses)))}
+        """What the file says of a record's answers; of those that say the same, of each."""
+        place: dict[str, list[int]] = {}
+        for i, answer in enumerate(record.responses):
+            place.setdefault(answer.plain_text, []).append(i)
+        if len(place) < len(record.responses) and len(place) == 1:
+            return Unjudged("its answers all say the same")
         found = []
         for other in said.get(record.prompt_key, []):
-            moved = [place.get(a.plain_text) for a in other.responses]
-            if None in moved:
+            moved = [place.get(a.plain_text, []) for a in other.responses]
+            if not all(moved):
                 continue
             for j in other.judgements:
-                where: dict[str, Any] = {"by": self.by}
-                where |= {"pair": tuple(moved[i] for i in j.pair)} if j.pair else {}
-                where |= {"response": moved[j.response]} if j.response is not None else {}
-                where |= {"order": tuple(moved[i] for i in j.order)} if j.order else {}
-                if j.pair is None or where["pair"][0] != where["pair"][1]:
-                    found.append(j.model_copy(update=where))
+                order = tuple(moved[i][0] for i in j.order) if j.order else None
+                for where in product(*(moved[i] for i in j.pair or (j.response,) if i is not None)):
+                    target = {"pair": where} if j.pair else {"response": where[0]}
+                    found.append(j.model_copy(update={"by": self.by, "order": order, **target}))
         return tuple(found)
 
 
 def _whole(record: Record, said: Seq[Judgement]) -> bool:
-    """Whether every different answer, or every two of them, is judged."""
+    """Whether every different answer, or every two of them, is judged, or there is nothing to judge."""
+    if isinstance(said, Unjudged):
+        return True
     different = {a.plain_text for a in record.responses}
     texts = [a.plain_text for a in record.responses]
     pairs = {frozenset(texts[i] for i in j.pair) for j in said if j.pair}
