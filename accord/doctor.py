@@ -265,23 +265,16 @@ def of_run(folder: Path) -> Iterator[Line]:
 
 
 def _stubborn(folder: Path) -> Iterator[Line]:
-    """Pairs that were wrong whenever they were trained on: suspects of a wrong label."""
-    import pyarrow.parquet as pq
+    """Pairs that were wrong whenever they were trained on again: suspects of a wrong label."""
+    from accord.report.read import read
+    from accord.report.tables import stubborn
 
-    margins: dict[str, list[float]] = {}
-    for file in sorted((folder / "examples").glob("*.parquet")):
-        seen = pq.read_table(file, columns=["record", "margin"]).to_pydict()
-        for record, margin in zip(seen["record"], seen["margin"], strict=True):
-            if margin is not None:
-                margins.setdefault(record, []).append(margin)
-    again = {record: m for record, m in margins.items() if len(m) > 1}
-    wrong = sorted((r for r, m in again.items() if max(m[1:]) < 0), key=lambda r: sum(again[r]))
-    if again:
-        share = f"{len(wrong):,} of {len(again):,} pairs that were trained on again were wrong each time"
-        first = f" (record {', '.join(wrong[:3])})" if wrong else ""
-        doubtful = len(wrong) > 0.02 * len(again)
-        remedy = "look at them: their labels may be wrong; objective: cdpo believes labels less" if doubtful else ""
-        yield Line("labels that stay wrong", "warn" if doubtful else "ok", share + first, remedy)
+    found = stubborn(read(folder))
+    if found is not None:
+        says = f"{found.count:,} of {found.again:,} pairs that were trained on again were wrong each time, though "
+        says += f"{100 * found.right:.0f} % of such looks were right" + "".join(f"; {s}" for s in found.shown[:3])
+        remedy = "look at them: their labels may be wrong; `objective=cdpo` believes labels less"
+        yield Line("labels that stay wrong", "warn" if found.doubtful else "ok", says, remedy if found.doubtful else "")
 
 
 def before(settings: dict[str, Any]) -> Iterator[Line]:

@@ -35,7 +35,7 @@ STANDS_ON: dict[str, set[str]] = {
     "config": {"lab"},
     "sweeps": {"config"},
     "quickstart": {"lab"},
-    "doctor": {"training"},
+    "doctor": {"training", "report"},
     "migrate": {"config"},
     "cli": {"config", "sweeps", "quickstart", "doctor", "migrate", "bench"},
     "__init__": {"lab", "sweeps"},

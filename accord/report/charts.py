@@ -65,6 +65,7 @@ THREE_D: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "went elsewhere. Dispersion: more than half of them.",
         ("dispersed",),
     ),
+    ("Mass of the pair", "Nats that both responses together have won or lost.", ("logratios/pair",)),
     (
         "Pull of the loss",
         "Slope of the loss along the log-prob of chosen (c+) and of rejected (c−); 0: settled.",
@@ -347,7 +348,7 @@ def curves(run: RunFolder) -> tuple[list[tuple[str, list[Chart]]], list[Chart]]:
     for prefix in prefixes(run):
         for title, note, metrics in PROBED:
             keys = [m for m in metrics if prefix + m in train]
-            names = [k.rpartition("/")[2].removesuffix("_rises") if len(metrics) > 1 else "training" for k in keys]
+            shown = [k.rpartition("/")[2].removesuffix("_rises") if len(metrics) > 1 else "training" for k in keys]
             found = chart(
                 f"{prefix[:-1]}: {title}" if prefix else title,
                 note,

@@ -121,6 +121,11 @@ class RunFolder:
         return next((n.partition(": ")[2] for n in self.notes if n.startswith("reference ")), "")
 
     @property
+    def scores(self) -> bool:
+        """Whether what was trained is a reward model, which scores answers and gives none."""
+        return any("rewards/mean" in row and "logps/chosen" not in row for row in self.train[:1])
+
+    @property
     def steps(self) -> int:
         """Updates that are done."""
         return int(self.train[-1]["step"]) if self.train else 0
@@ -146,6 +151,11 @@ class RunFolder:
         since = max(files.values(), default=0) * 3 // 4
         found = Examples.of([f for f, last in files.items() if last > since])
         return found.take(np.flatnonzero(found["step"] > since)) if len(found) else found
+
+    @cached_property
+    def every(self) -> Examples:
+        """All trained examples, or the newest `ROWS`."""
+        return Examples.of([*(self.path / "examples").glob("steps-*-*.parquet")])
 
     @cached_property
     def evaluations(self) -> list[int]:

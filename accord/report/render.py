@@ -70,6 +70,7 @@ def view(run: RunFolder) -> dict[str, Any]:
     scored = tables.scores(run)
     found: dict[str, Any] = {
         "run": run, "story": story(run), "ended": ended(run), "curves": drawn, "rest": rest,
+        "ranked": tables.ranking(run), "agree": tables.AGREE, "stubborn": tables.stubborn(run),
         "three_d": where, "three_said": three_said(run),
         "smoothed": any(line.mean for _, several in (*drawn, *where) for c in several for line in c.lines),
         "answers": answers, "shown": sum(len(s) for _, s in answers), "every": tables.EVERY, "scores": scored,

@@ -68,6 +68,12 @@ def what_was_done(run: RunFolder) -> Answer:
         tokens = sum(r["tokens"] for r in run.times)
         spent = sum(r["seconds"] for r in run.times)
         speed = f"; {tokens / spent:,.0f} tokens a second while it trained" if spent else ""
+        if took and spent and run.summary:
+            speed += f"; updates are {100 * min(1.0, spent / took):.0f} % of the time"
+        if (busy := sum(r.get("processor", 0.0) for r in run.times)) and s.get("device") == "cpu":
+            speed += f" and kept {busy / spent:.1f} cores busy"
+        if looked := sum(r.get("probe_seconds", 0.0) for r in run.times):
+            speed += f"; looking for the monitors took {clock(looked)}"
         facts.append(Fact("time", clock(seconds), f"on {s.get('device', '?')} in {s.get('precision', '?')}{speed}."))
     model = "/".join(Path(str(s.get("model") or "a model")).parts[-2:])
     return Answer("What was done?", f"{model} was trained with {objective_name(s.get('objective'))}", "plain", facts)
@@ -378,7 +384,10 @@ def what_next(run: RunFolder, worked: Answer) -> Answer:
             steps.append(("", WORSE))
         else:  # a monitor that spoke knows better than to train on
             steps.append(("", NARROWER if run.verdicts else f"{NARROWER} {LARGER}"))
-    if (run.path / "model").exists():
+    if (run.path / "model").exists() and run.scores:
+        steps.append((f"accord eval rewards {folder} --data FILE", "measures it on other pairs."))
+        steps.append((f"accord judge FILE --judge reward:{folder} --output FILE", "scores answers with it."))
+    elif (run.path / "model").exists():
         steps.append((f"accord chat {folder}", "talks to it."))
         if worked.tone == "good":
             steps.append((f"accord export {folder}", "writes it out for other programs."))

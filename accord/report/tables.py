@@ -119,6 +119,62 @@ def by_source(run: RunFolder) -> tuple[str, list[tuple[str, str, Held]]]:
     return what, rows
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """Held-out pairs of one kind: which of the two does the policy find likelier, at the start and now?
+
+    implicit: share in which chosen has the larger reward. before, now: in which it has the larger log-prob. ideal: the
+    same of the policy that the objective would lead to if nothing stood in its way (arXiv 2405.19534), where `AGREE` of
+    the people agree with each label.
+    """
+
+    kind: str
+    pairs: int
+    implicit: Interval
+    before: Interval | None = None
+    now: Interval | None = None
+    ideal: Interval | None = None
+    margin: Interval | None = None
+
+    @property
+    def gap(self) -> float | None:
+        return self.ideal.mean - self.now.mean if self.ideal and self.now else None
+
+
+AGREE = 0.75
+KINDS = (("all", lambda d: d == d), ("chosen is longer", lambda d: d > 0), ("chosen is shorter", lambda d: d < 0))
+
+
+def ranking(run: RunFolder) -> list[Ranked]:
+    """Held-out pairs, all and by which response is longer."""
+    now = run.last.pairs
+    if not len(now):
+        return []
+    beta = run.settings.get("beta")
+    rows = []
+    for kind, which in KINDS:
+        own = now.take(np.flatnonzero(which(now["length_chosen"] - now["length_rejected"])))
+        if not len(own):
+            continue
+        margin = own.margins
+        found: dict[str, Interval] = {"implicit": share(_right(margin), own["record"])}
+        found["margin"] = bootstrap(margin, own["record"])
+        if not np.isnan(own["logps_chosen"]).any():
+            found["now"] = share(_right(own["logps_chosen"] - own["logps_rejected"]), own["record"])
+            before, _ = paired(run.first, own)
+            if len(before):
+                ahead = before["logps_chosen"] - before["logps_rejected"]
+                found["before"] = share(_right(ahead), before["record"])
+                if run.reference.startswith("start of run") and isinstance(beta, float) and beta > 0:
+                    found["ideal"] = share(_right(ahead + np.log(AGREE / (1 - AGREE)) / beta), before["record"])
+        rows.append(Ranked(kind, len(own), **found))
+    return rows
+
+
+def _right(margin: np.ndarray) -> np.ndarray:
+    return np.where(margin == 0, 0.5, margin > 0)
+
+
 # -- records ----------------------------------------------------------------------------------------------------------
 
 
@@ -171,6 +227,48 @@ def _shown(seen: Examples, i: int, margins: np.ndarray) -> Shown:
         float(margins[i] if pair else seen["loss"][i]),
         json.loads(seen["text"][i]) if seen["text"][i] else None,
     )
+
+
+@dataclass(frozen=True)
+class Stubborn:
+    """Pairs that stayed wrong each time they were trained on again, of `again`; right: share of those looks that were
+    right. shown: file and line (or id) of the worst."""
+
+    count: int
+    again: int
+    right: float
+    shown: list[str]
+
+    @property
+    def doubtful(self) -> bool:
+        return self.count > 0.02 * self.again
+
+
+LEARNED = 0.6  # right among pairs that were seen before: else nothing was learned, and nothing stands out
+
+
+def stubborn(run: RunFolder) -> Stubborn | None:
+    """Suspects of a wrong label: pairs that are wrong whenever they come again, in a run that gets others right."""
+    seen = run.every.pairs
+    if not len(seen):
+        return None
+    seen = seen.take(np.argsort(seen["step"], kind="stable"))
+    _, first, place = np.unique(seen["record"].astype(str), return_index=True, return_inverse=True)
+    later = np.ones(len(seen), bool)
+    later[first] = False
+    margins = seen.margins
+    looks = np.bincount(place[later], minlength=len(first))
+    again = looks > 0
+    if not again.any() or (right := float((margins[later] > 0).mean())) < LEARNED:
+        return None
+    best = np.full(len(first), -np.inf)
+    np.maximum.at(best, place[later], margins[later])
+    wrong = np.flatnonzero(again & (best < 0))
+    rows = [first[i] for i in wrong[np.argsort(best[wrong], kind="stable")][:WORST]]
+    shown = [
+        f"{seen['file'][i]}, line {int(seen['line'][i])}" if seen["file"][i] else str(seen["record"][i]) for i in rows
+    ]
+    return Stubborn(len(wrong), int(again.sum()), right, shown)
 
 
 LOST = re.compile(r"\b(dropped|skipped|cut)\b")

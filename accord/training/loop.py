@@ -116,10 +116,10 @@ class Loop:
                 rates = {i: factor * r for i, r in enumerate(self.options.learning_rates)}
                 batch = self.schedule.batch(number)
                 self.probes.before(batch, number)
-                start = time.monotonic()
+                start, busy = time.monotonic(), time.process_time()
                 result = self.step(batch, number, rates, number / self.options.max_steps)
                 progress.step += 1
-                elapsed = time.monotonic() - start
+                elapsed, busy = time.monotonic() - start, time.process_time() - busy
                 last = reduced(result.metrics) | {"grad_norm": result.grad_norm, "learning_rate": rates[0]}
                 last |= self.probes.after()
                 row = {"step": progress.step, "epoch": self.epoch(progress.step), **last}
@@ -128,7 +128,7 @@ class Loop:
                 self.trail.add(progress.step, batch, result.examples)
                 if self.processes.first:
                     self.metrics.append([row])
-                    times = {"seconds": elapsed, "tokens": size, **self.probes.cost()}
+                    times = {"seconds": elapsed, "tokens": size, "processor": busy, **self.probes.cost()}
                     self.timing.append([{"step": progress.step, **times}])
                 speed = tokens / (time.monotonic() - began)
                 left = (time.monotonic() - began) / (progress.step - first) * (self.options.max_steps - progress.step)

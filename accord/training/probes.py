@@ -10,10 +10,12 @@ update's row of metrics.jsonl, seconds into timing.jsonl.
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,10 +28,12 @@ from accord.engine.logprobs import Row, Scorer, no_dropout
 from accord.engine.models import Policy, trainable
 from accord.engine.reference import plan, score
 from accord.sampling.local import answer
+from accord.sinks import write_json
 from accord.training.parallel import Processes
 from accord.training.sharing import set_names
 from accord.training.step import Step
 from accord.training.terms import SIDES
+from accord.training.trail import question
 
 PAIRS = 16  # of a probe, or half of an update's where those are fewer
 TOP = 10  # likeliest tokens
@@ -59,17 +63,20 @@ class Probes(NoProbes):
         every: updates between two looks; the first is before the first update.
         records: those of the probe.
         facts: numbers of the data, which stand in the first update's row.
-        answers: fresh answers of the policy to the probe's prompts; None: nobody asks for them.
+        answers: fresh answers of the policy to the probe's prompts, each with its record; None: nobody asks for them.
+        kept: a file for the answers of the run's start, so that a resumed run has them.
     """
 
     def __init__(
         self, step: Step, probe: Batch, every: int, records: Seq[Record], facts: dict[str, float] | None = None,
-        answers: Callable[[], list[Sequence]] | None = None,
+        answers: Callable[[], Answers] | None = None, kept: Path | None = None,
     ) -> None:  # fmt: skip
         self.step, self.every, self.facts, self.answers = step, every, facts or {}, answers
         self.own = step.on(records)
         self.probes = {name: small(probe, name) for name in probe.terms if step.terms[name].logps}
         self.weights = last_weights(step.scorer)
+        self.kept = kept
+        self.started: list[Started] = []
         self._found: dict[str, float] = {}
         self._held: list[Tensor] = []
         self._seconds = 0.0
@@ -87,9 +94,42 @@ class Probes(NoProbes):
             seen = likelihoods(self.step, probe) | entanglement(self.own, probe.batch, number, self.weights)
             self._found |= {f"{prefix}probe/{k}": v for k, v in seen.items()}
         if self.answers is not None:
-            self._found |= {f"probe/samples/{k}": v for k, v in samples(self.step, self.answers()).items()}
+            given = self.answers()
+            if given:
+                self._found |= {f"probe/samples/{k}": v for k, v in samples(self.step, [s for s, _ in given]).items()}
+            self._found |= {f"probe/{k}": v for k, v in self._since_start(given, number).items()}
         self._held = [w.detach().clone() for w in self.weights]
         self._seconds = time.monotonic() - start
+
+    def _since_start(self, given: Answers, number: int) -> dict[str, float]:
+        """Log-prob a token of what the policy answered as the run began, and how far it has left it."""
+        if number and not self.started and self.kept is not None and self.kept.exists():
+            self.started = [Started(**row) for row in json.loads(self.kept.read_text(encoding="utf-8"))]
+        if not self.started and (number or not given):
+            return {}
+        known = [Sequence.of(s.context, s.ids, [True] * len(s.ids)) for s in self.started] or [s for s, _ in given]
+        now = [part[0] for part in tokens(self.step.scorer, known, self.step.budget)]
+        if not self.started:
+            self.started = [
+                Started(prompt, s.context.tolist(), s.ids.tolist(), logp.tolist())
+                for (s, prompt), logp in zip(given, now, strict=True)
+            ]
+            if self.kept is not None:
+                write_json(self.kept, [vars(s) for s in self.started])
+        then = np.concatenate([np.array(s.logp) for s in self.started])
+        _, _, k3 = divergences(then - np.concatenate(now))
+        return {"logps/started": float(np.concatenate(now).mean()), "started/kl_per_token": float(k3.mean())}
+
+    def told(self, decode: Callable[[list[int]], str]) -> list[dict[str, str]]:
+        """Each prompt with the answer of the run's start and that of now."""
+        if self.answers is None or not self.started:
+            return []
+        before = {tuple(s.context): decode(s.ids) for s in self.started}
+        return [
+            {"prompt": prompt, "before": before[key], "after": decode(s.ids.tolist())}
+            for s, prompt in self.answers()
+            if (key := tuple(s.context.tolist())) in before
+        ]
 
     def after(self) -> dict[str, float]:
         """What was seen, with what the update did."""
@@ -105,6 +145,19 @@ class Probes(NoProbes):
 
     def cost(self) -> dict[str, float]:
         return {"probe_seconds": self._seconds} if self._seconds else {}
+
+
+Answers = list[tuple[Sequence, str]]
+
+
+@dataclass(frozen=True)
+class Started:
+    """An answer of the policy that the run began with: its prompt, ids of context and answer, log-prob of each."""
+
+    prompt: str
+    context: list[int]
+    ids: list[int]
+    logp: list[float]
 
 
 @dataclass
@@ -258,13 +311,17 @@ def entanglement(step: Step, batch: Batch, number: int, weights: Seq[nn.Paramete
     }  # fmt: skip
 
 
-def fresh_answers(policy: Policy, chat: Chat, records: Seq[Record], count: int, seed: int) -> list[Sequence]:
+def fresh_answers(policy: Policy, chat: Chat, records: Seq[Record], count: int, seed: int) -> Answers:
     """One answer of the policy as it is now to each of the first prompts, drawn with the same random numbers each
-    time."""
+    time, with what was asked."""
     asked = [records[i] for i in range(min(count, len(records)))]
     given = answer(policy, chat, asked, max_new_tokens=ANSWER, seed=seed)
     ids = [list(found.token_ids or ()) for (found,) in given]
-    return [Sequence.of(chat.context_ids(r), i, [True] * len(i)) for r, i in zip(asked, ids, strict=True) if i]
+    return [
+        (Sequence.of(chat.context_ids(r), i, [True] * len(i)), question(r))
+        for r, i in zip(asked, ids, strict=True)
+        if i
+    ]
 
 
 def samples(step: Step, answers: list[Sequence]) -> dict[str, float]:

@@ -29,7 +29,7 @@ from accord.engine.heads import REWARDS
 from accord.engine.logprobs import Scorer, flush_denormals
 from accord.errors import ConfigError, nearest
 from accord.monitors.table import Panel, named
-from accord.sinks import Tracked, trackers_of, without_secrets, write_json
+from accord.sinks import JsonLines, Tracked, trackers_of, without_secrets, write_json
 from accord.training import meta, parallel, plan
 from accord.training.inputs import (
     Walk,
@@ -196,7 +196,7 @@ def train(
         best_metric: what is compared between evaluations. save_best: model/ holds the best.
         monitors: who watches: `all`, `none`, or names of `accord monitors`.
         probe_every: updates between two looks at what a step does not say; null never looks. probe_samples: fresh
-            answers at each look (0: none, they take the longest).
+            answers at each look, the first and last of which the report shows (0: none, they take the longest).
         on_verdict: what a monitor's verdict does: `warn`, `stop` or `nothing` (it is in verdicts.jsonl and the report).
         resume: `auto` goes on from the newest checkpoint in `output`; `never` refuses a folder that holds a run.
         overwrite: removes what `output` holds first.
@@ -413,7 +413,8 @@ def train(
         probe, of = (held[0], held_records) if held else (plan_of_batches.batch(0), records)
         speaks = probe_samples and any(t.logps for t in terms.values())
         fresh = functools.partial(fresh_answers, policy, chat, of, probe_samples, seed) if speaks else None
-        probes = Probes(step, probe, probe_every, of, data_facts(terms, corpus, counts), fresh)
+        facts = data_facts(terms, corpus, counts)
+        probes = Probes(step, probe, probe_every, of, facts, fresh, folder / "probe.json")
     elif watching and probe_every is not None:
         say("several processes: nothing is probed, and monitors that ask for it say nothing")
     loop = Loop(
@@ -452,6 +453,12 @@ def train(
                 text = card(resolved, summary, told, library(policy), reward)
                 models.save(policy, folder / "model", state, text, say, reward)
             write_json(folder / "summary.json", summary)
+            if probes is not None and (
+                said := probes.told(functools.partial(chat.tokenizer.decode, skip_special_tokens=True))
+            ):
+                samples = JsonLines(folder / "samples.jsonl")
+                samples.cut(-1)
+                samples.append(said)
             write_report(folder)
     processes.wait()
     watcher.done(folder, summary)

@@ -114,7 +114,7 @@ def excerpt(record: Record) -> dict[str, Any]:
         better, worse = j.pair if j.value >= middle else j.pair[::-1]
         said[better].append(f"tied with {worse + 1}" if j.value == middle else f"preferred to {worse + 1}")
     return {
-        "prompt": _short(_content(record.messages[-1])) if record.messages else "",
+        "prompt": question(record),
         "responses": [
             {"text": _short(r.plain_text), "said": ", ".join(s)}
             for r, s in zip(record.responses[:RESPONSES], said, strict=False)
@@ -127,6 +127,11 @@ def _content(turn: Message) -> str:
     if isinstance(turn.content, list):
         return " ".join(str(part.get("text", "")) for part in turn.content)
     return turn.content or ""
+
+
+def question(record: Record) -> str:
+    """The last thing that was said before the responses, cut if it is long."""
+    return _short(_content(record.messages[-1])) if record.messages else ""
 
 
 def _short(text: str) -> str:
