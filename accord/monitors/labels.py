@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 from accord.monitors import Verdict, Window
 
 STEPS = 20
 BETTER = 0.55  # accuracy that a signal must reach
+ERRORS = 2.0  # standard errors above one half, which are one, too
 MOVED = 0.02  # nats a token
 
 
@@ -29,11 +28,11 @@ class Labels:
     def see(self, step: int, metrics: dict[str, float]) -> Verdict | None:
         right = self._right.add(metrics["rewards/accuracies"]).mean
         moved = self._moved.add(max(abs(metrics["logratios/chosen"]), abs(metrics["logratios/rejected"]))).mean
-        if self._spoke or not self._right.full or metrics["epoch"] > 1 or right >= BETTER or moved < MOVED:
+        error = self._right.error
+        chance = right < BETTER and right - ERRORS * error <= 0.5
+        if self._spoke or not self._right.full or metrics["epoch"] > 1 or not chance or moved < MOVED:
             return None
         self._spoke = True
-        values = [v - right for v in self._right.values]
-        error = math.sqrt(sum(v * v for v in values) / (STEPS - 1) / STEPS)
         return Verdict(
             self.name,
             f"the policy has moved ({moved:.2g} nats a token), but of pairs that it has not seen it gets "

@@ -20,7 +20,7 @@ class Rate:
     def __init__(self) -> None:
         self._loss = Window(STEPS)
         self._first: float | None = None
-        self._per_rate, self._spoke = 0.0, False
+        self._per_rate, self._highest, self._spoke = 0.0, 0.0, False
 
     def see(self, step: int, metrics: dict[str, float]) -> Verdict | None:
         loss, rate, _ = (metrics[n] for n in self.needs)
@@ -29,6 +29,7 @@ class Rate:
         if rate > 0 and "probe/update" in metrics:
             self._per_rate = metrics["probe/update"] / rate
         moved = self._per_rate * rate
+        self._highest = max(self._highest, rate)
         worse = self._loss.full and self._first > 0 and mean > WORSE * self._first
         if self._spoke or not (worse or moved > MOVED):
             return None
@@ -38,4 +39,6 @@ class Rate:
             if worse
             else f"a step moves the weights by {100 * moved:.2g} % of their norm"
         )
-        return Verdict(self.name, f"{seen}: steps are too large.", f"Lower it: `learning_rate={rate / 10:.1g}`.")
+        return Verdict(
+            self.name, f"{seen}: steps are too large.", f"Lower it: `learning_rate={self._highest / 10:.1g}`."
+        )

@@ -352,7 +352,7 @@ def curves(run: RunFolder) -> tuple[list[tuple[str, list[Chart]]], list[Chart]]:
             found = chart(
                 f"{prefix[:-1]}: {title}" if prefix else title,
                 note,
-                lines(zip(names, (prefix + k for k in keys), strict=True)),
+                lines(zip(shown, (prefix + k for k in keys), strict=True)),
                 marks,
             )
             if found is not None:
