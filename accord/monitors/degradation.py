@@ -7,11 +7,11 @@ import math
 from accord.monitors import Verdict, Window
 
 HALF = math.log(2)  # nats of a response of few tokens
-PER_TOKEN = 0.15  # nats a token of a longer one
+PER_TOKEN = 0.3  # nats a token of a longer one
 
 
 class Degradation:
-    """Speaks once, when the probability of chosen responses has sunk by 0.15 nats a token from its highest value in the
+    """Speaks once, when the probability of chosen responses has sunk by 0.3 nats a token from its highest value in the
     run (of responses of few tokens: to half), while that of rejected ones is lower still.
 
     Probabilities are a token's, as multiples of the reference's (`probability/chosen`): of the mean log-prob, a few

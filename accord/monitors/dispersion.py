@@ -9,7 +9,7 @@ ERRORS = 2.0  # standard errors of a mean over few batches
 
 
 class Dispersion:
-    """Speaks once, when in most pairs both responses together have lost half of their probability (and 0.15 nats a
+    """Speaks once, when in most pairs both responses together have lost half of their probability (and 0.3 nats a
     token of the shorter one): `dispersed` is the share of such pairs.
 
     Probabilities sum to one: what leaves the pair goes to other responses. Other prompts' responses, which are probed,

@@ -61,7 +61,7 @@ THREE_D: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     (
         "Pairs that lost their mass",
-        "Share of pairs in which both responses together lost half of their probability, and 0.15 nats a token: it "
+        "Share of pairs in which both responses together lost half of their probability, and 0.3 nats a token: it "
         "went elsewhere. Dispersion: more than half of them.",
         ("dispersed",),
     ),

@@ -595,8 +595,8 @@ BY_SOURCE = ("loss", "rewards/accuracies", "rewards/margins")  # what is told of
 
 
 def lost(length: Tensor) -> Tensor:
-    """Nats [B] by which a response of `length` tokens [B] must fall to count as half gone: log 2, and 0.15 a token."""
-    return (0.15 * length).clamp(min=math.log(2))
+    """Nats [B] by which a response of `length` tokens [B] must fall to count as half gone: log 2, and 0.3 a token."""
+    return (0.3 * length).clamp(min=math.log(2))
 
 
 def measure(
