@@ -234,8 +234,11 @@ def attention() -> Iterator[Line]:
         yield Line("attention", "warn", f"{policy.told[-1]}; slower, but right", "use the versions of constraints.txt")
 
 
-def of_run(folder: Path) -> Iterator[Line]:
+def of_run(folder: Path, name: str = "run") -> Iterator[Line]:
     """What monitors say of a run, finished or not, from its folder: its metrics are shown to them again.
+
+    Args:
+        name: what the first line calls it, where the folder is not the user's.
 
     Raises:
         AccordError: it is no run.
@@ -249,7 +252,8 @@ def of_run(folder: Path) -> Iterator[Line]:
     summary = folder / "summary.json"
     held = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
     ended = f"{held['finished']} after {held['steps']} steps" if held else f"not finished, at step {rows[-1]['step']}"
-    yield Line("run", "ok", f"{folder}: {ended}")
+    yield Line(name, "ok", f"{folder}: {ended}" if name == "run" else ended)
+    yield from _on_policy(rows)
     panel = Panel(TABLE, held.get("examples", ()))
     spoke = [(row["step"], verdict) for row in rows for verdict in panel.see(row["step"], row)]
     for step, verdict in spoke:
@@ -262,6 +266,18 @@ def of_run(folder: Path) -> Iterator[Line]:
     if unasked := [name for name in TABLE if name not in asked and name not in told]:
         yield Line("not asked", "ok", f"{', '.join(unasked)}: what they read was not measured in this run")
     yield from _stubborn(folder)
+
+
+def _on_policy(rows: list[dict[str, Any]]) -> Iterator[Line]:
+    """How far from the model the answers are that it is trained on, whether a monitor minds or not."""
+    first = next((row for row in rows if any("probe/surprise/" in key for key in row)), {})
+    told = []
+    for key, value in first.items():
+        if "probe/surprise/" in key:
+            error = 2 * first[key.replace("surprise", "surprise_error")]
+            told.append(f"{key.replace('probe/surprise/', '')} {value:+.2f} (± {error:.2f})")
+    if told:
+        yield Line("on-policyness", "ok", f"surprise in nats a token, 0 for the model's own answers: {', '.join(told)}")
 
 
 def _stubborn(folder: Path) -> Iterator[Line]:
@@ -299,4 +315,4 @@ def before(settings: dict[str, Any]) -> Iterator[Line]:
         yield Line(
             "step 0", "ok", f"log-ratios and losses are where they must be ({', '.join(known) or 'no known loss'})"
         )
-        yield from of_run(tried.folder)
+        yield from of_run(tried.folder, "trial")

@@ -231,7 +231,12 @@ def curves(rows: list[dict[str, Any]]) -> Curves:
 
 
 def runs_of(path: Path) -> list[Path]:
-    """The run folders that a name on the command line means: itself, or those of a sweep's folder."""
+    """The run folders that a name on the command line means: itself, those of a sweep's folder, or the rounds of a
+    loop's."""
+    if not (path / "metrics.jsonl").exists() and (path / "rounds").is_dir():
+        rounds = [f for f in (path / "rounds").iterdir() if f.name.isdecimal() and (f / "metrics.jsonl").exists()]
+        if rounds:
+            return sorted(rounds, key=lambda f: int(f.name))
     if not (path / "sweep.json").exists():
         return [path]
     rows = json.loads((path / "sweep.json").read_text(encoding="utf-8"))["runs"]

@@ -72,7 +72,7 @@ def what_was_done(run: RunFolder) -> Answer:
             speed += f"; updates are {100 * min(1.0, spent / took):.0f} % of the time"
         if (busy := sum(r.get("processor", 0.0) for r in run.times)) and s.get("device") == "cpu":
             speed += f" and kept {busy / spent:.1f} cores busy"
-        if looked := sum(r.get("probe_seconds", 0.0) for r in run.times):
+        if (looked := sum(r.get("probe_seconds", 0.0) for r in run.times)) >= 1:
             speed += f"; looking for the monitors took {clock(looked)}"
         facts.append(Fact("time", clock(seconds), f"on {s.get('device', '?')} in {s.get('precision', '?')}{speed}."))
     model = "/".join(Path(str(s.get("model") or "a model")).parts[-2:])

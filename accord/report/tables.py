@@ -158,6 +158,8 @@ def ranking(run: RunFolder) -> list[Ranked]:
             continue
         margin = own.margins
         found: dict[str, Interval] = {"implicit": share(_right(margin), own["record"])}
+        if kind == "all" and (kept := run.summary.get("held_out_accuracy")):  # it knows the noise of the precision
+            found["implicit"] = Interval(kept["mean"], kept["low"], kept["high"])
         found["margin"] = bootstrap(margin, own["record"])
         if not np.isnan(own["logps_chosen"]).any():
             found["now"] = share(_right(own["logps_chosen"] - own["logps_rejected"]), own["record"])
