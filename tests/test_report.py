@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from accord.errors import AccordError
-from accord.report import charts, compare, render, tables
+from accord.report import charts, compare, render, rounds, tables
 from accord.report.read import read, runs_of
 from accord.report.story import did_it_work, story
 from accord.report.watch import Tail, Watched, watch
@@ -500,6 +500,64 @@ def test_ten_thousand_steps_are_a_page_in_three_seconds_without_torch(tmp_path):
     assert (folder / "report.html").stat().st_size < 1_000_000
 
 
+# -- loops ------------------------------------------------------------------------------------------------------------
+
+
+def loop_of(path: Path, scores: list[dict[str, list[float]]], kl: list[float]) -> Path:
+    """A loop's folder of rounds whose answers to each prompt got these scores; the last is not trained yet."""
+    path.mkdir(parents=True)
+    (path / "loop.yaml").write_text(yaml.safe_dump({"model": "m", "preset": "online_dpo", "rounds": 3}))
+    for n, (of, distance) in enumerate(zip(scores, kl, strict=True), 1):
+        place = path / "records" / f"round-{n}"
+        place.mkdir(parents=True)
+        JsonLines(place / "judged.jsonl").append(
+            {
+                "prompt": prompt,
+                "responses": [{"text": f"answer {n} <b>"} for _ in values],
+                "judgements": [
+                    {"kind": "score", "response": i, "value": v, "by": "rule"} for i, v in enumerate(values)
+                ],
+            }
+            for prompt, values in of.items()
+        )
+        numbers = {"round": n, "prompts": len(of), "answers": 2 * len(of), "tokens": 10.0 * n, "distinct": 1.0,
+                   "finished": 1.0, "advantage": {"kl_ref": distance}}  # fmt: skip
+        write_json(place / "round.json", numbers)
+        if n < len(scores):
+            folder_of(path / "rounds" / str(n), {}, steps=4)
+    return path
+
+
+def test_a_loop_is_told_by_its_rounds(accord, tmp_path):
+    scores = [{f"p{i}": [0.1 * i + 0.1 * n, 0.1 * i + 0.1 * n] for i in range(6)} for n in range(3)]
+    folder = loop_of(tmp_path / "loop", scores, [0.0, 1.0, 4.0])
+    worked = rounds.story(folder, {"rounds": 3}, rounds.rounds_of(folder))[1]
+    assert worked.answer.startswith("Yes")
+    assert worked.facts[0].value == "+0.200 [+0.200, +0.200]"
+    code, out, _ = accord("report", str(folder))
+    page = (folder / "report.html").read_text()
+    assert code == 0
+    assert out.strip().endswith("report.html")
+    assert "Score against distance" in page
+    assert "    assert "answer 1 &lt;b&gt;" in pagelt;b    assert "answer 1 &lt;b&gt;" in pagegt;" in page
+    assert "not yet" in page
+    assert "10.00 → 30.00 tokens" in page
+    code, out, _ = accord("report", str(folder), "--format", "md")
+    assert "| 3 | 6 | 12 | 0.450 [" in out
+    assert read(folder / "rounds" / "2").name == "loop, round 2"
+    drawn = rounds.against_kl(rounds.rounds_of(folder))
+    assert drawn is not None
+    assert [round(x, 3) for x, *_ in drawn["points"]] == [0.0, round(1 / 2.1, 3), round(2 / 2.1, 3)]
+
+
+def test_a_loop_without_judged_answers_is_named(accord, tmp_path):
+    (tmp_path / "loop").mkdir()
+    (tmp_path / "loop" / "loop.yaml").write_text("model: m\n")
+    code, _, err = accord("report", str(tmp_path / "loop"))
+    assert code == 2
+    assert "no round has been judged yet" in err
+
+
 # -- in a browser -----------------------------------------------------------------------------------------------------
 
 
@@ -529,7 +587,9 @@ def pages(trained, tmp_path_factory) -> dict[str, Path]:
         [{"step": 4, "monitor": "drop", "says": "it fell.", "remedy": "lift it."}]
     )
     several = compare.write_comparison([trained("dpo"), trained("simpo")], folder.parent / "several.html")
-    return {"run": render.write_report(folder), "several": several}
+    scores = [{f"p{i}": [0.1 * i * n, 0.2] for i in range(6)} for n in range(3)]
+    loop = rounds.write_rounds(loop_of(folder.parent / "loop", scores, [0.0, 1.0, 4.0]))
+    return {"run": render.write_report(folder), "several": several, "loop": loop}
 
 
 def browse(page: Path, script: str, tmp_path: Path, *flags: str) -> tuple[Any, str]:
@@ -555,7 +615,7 @@ LIGHTS = {"light": "--blink-settings=preferredColorScheme=1", "dark": "--blink-s
 
 
 @pytest.mark.parametrize("light", LIGHTS)
-@pytest.mark.parametrize("which", ["run", "several"])
+@pytest.mark.parametrize("which", ["run", "several", "loop"])
 def test_everybody_can_read_it(which, light, pages, tmp_path):
     """axe-core finds no serious fault, and the console stays empty."""
     assert AXE is not None, "CI must install axe-playwright-python"

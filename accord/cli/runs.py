@@ -15,7 +15,8 @@ from accord.errors import ConfigError
 @app.command(rich_help_panel=LOOK)
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or a sweep's.", autocompletion=run_folders)
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders, a sweep's, or a loop's.", autocompletion=run_folders),
     ],
     format: Annotated[Literal["html", "md"], typer.Option(help="A page, or Markdown on the screen.")] = "html",
     output: Annotated[
@@ -27,12 +28,17 @@ def report(
 
     Made from the run folders alone, also of runs that go on or were killed.
     """
-    from accord.report import compare, render
+    from accord.report import compare, render, rounds
     from accord.report.read import runs_of
 
-    folders = list(dict.fromkeys(folder for run in runs for folder in runs_of(run)))
     if output is not None and not output.absolute().parent.is_dir():
         raise ConfigError(f"--output {output}: there is no folder {output.parent}")
+    if len(runs) == 1 and rounds.is_loop(runs[0]):
+        text = rounds.markdown(runs[0]) if format == "md" else ""
+        done = render.write(output, text) if text and output else text or rounds.write_rounds(runs[0], output)
+        typer.echo(done, nl=not text or bool(output))
+        return
+    folders = list(dict.fromkeys(folder for run in runs for folder in runs_of(run)))
     if format == "md":
         text = render.markdown(folders[0]) if len(folders) == 1 else compare.markdown(folders)
         typer.echo(render.write(output, text) if output else text, nl=bool(output))

@@ -99,7 +99,8 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        return self.path.name or str(self.path)
+        parent = self.path.parent
+        return f"{parent.parent.name}, round {self.path.name}" if parent.name == "rounds" else self.path.name or "run"
 
     @cached_property
     def settings(self) -> dict[str, Any]:

@@ -375,7 +375,9 @@ def what_next(run: RunFolder, worked: Answer) -> Answer:
     if goes_on:
         steps.append((f"accord train {folder}/config.yaml", "goes on from the last checkpoint, if there is one."))
     nothing = not run.held_out and not run.samples
-    if nothing:
+    if nothing and run.path.parent.name == "rounds":  # of a loop, whose next round measures this one
+        steps.append((f"accord report {shlex.quote(str(run.path.parent.parent))}", "tells of all rounds."))
+    elif nothing:
         command = f"accord train {folder}/config.yaml eval_fraction=0.1 output=..."
         steps.append((command, "holds prompts out, so that there is something to believe."))
     steps += [("", sentence(r)) for r in dict.fromkeys(str(v.get("remedy", "")) for v in gravest(run)) if r]
