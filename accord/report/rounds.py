@@ -136,7 +136,7 @@ def belief(rounds: list[Round]) -> Answer:
     first, last = rounds[0].numbers, rounds[-1].numbers
     facts = [Fact(
         "the judge", "", "scored what it also taught: these scores may rise without the answers getting better. Score "
-        "them by a judge that had no part in it (accord judge).", "unsure",
+        "them by a judge that had no part in it (`accord judge`).", "unsure",
     )]  # fmt: skip
     for key, what, unit, wrong in (
         ("tokens", "length of answers", " tokens", lambda a, b: not a / 1.2 <= b <= a * 1.2),
@@ -147,7 +147,7 @@ def belief(rounds: list[Round]) -> Answer:
             moved = wrong(first[key], last[key])
             says = "A score may rise with that alone." if moved else "About as before."
             value = f"{charts.short(first[key])} → {charts.short(last[key])}{unit}"
-            facts.append(Fact(what, value, says, "unsure" if moved else "good"))
+            facts.append(Fact(what, value, says, "unsure" if moved else "plain"))
     if rounds[-1].kl is not None:
         facts.append(
             Fact("from the reference", f"{charts.short(rounds[-1].kl)} nats", "an answer: KL, by its own samples.")
