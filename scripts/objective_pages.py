@@ -23,6 +23,7 @@ FAMILIES = {
     "tokens": "Pairs: tokens", "sums": "Pairs: sums", "coupled": "Batches", "moving": "Moving references and labels",
     "free": "Pairs without a reference", "points": "Single responses", "lists": "Groups", "games": "Games",
     "negatives": "Negatives", "demos": "Demonstrations", "rewards": "Rewards",
+    "rollouts": "Sampled answers: policy gradients",
 }  # fmt: skip
 
 

@@ -494,5 +494,7 @@ from tests.oracles_more import *  # noqa: E402, F403
 from tests.oracles_more import MORE  # noqa: E402
 from tests.oracles_rewards import *  # noqa: E402, F403
 from tests.oracles_rewards import REWARDS  # noqa: E402
+from tests.oracles_rollouts import *  # noqa: E402, F403
+from tests.oracles_rollouts import ROLLOUTS  # noqa: E402
 
-COEFFICIENTS |= MORE | REWARDS
+COEFFICIENTS |= MORE | REWARDS | ROLLOUTS

@@ -69,7 +69,7 @@ def objectives(
 
 FAMILIES = (
     "demos", "pairs", "offsets", "divergences", "tokens", "sums", "free", "coupled", "moving", "points", "lists",
-    "games", "negatives", "rewards",
+    "games", "negatives", "rewards", "rollouts",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from accord.lab import laws
 from accord.objectives import table
-from accord.objectives.kinds import Demos, Groups, Kind, Pairs, Points, Tokens
+from accord.objectives.kinds import Demos, Groups, Kind, Pairs, Points, Rollouts, Tokens
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ class Curve:
 
 def moved(row: table.Row) -> dict[str, dict[str, float]]:
     """Name of each curve to how far a margin of 1 moves what it is about."""
-    if row.feeds_on in ("Points", "Tokens"):
+    if row.feeds_on in ("Points", "Tokens", "Rollouts"):
         return {"good": {"logp": 1.0}, "bad": {"logp": 1.0}}
     return {"": {"logp": 1.0} if row.feeds_on == "Demos" else {"chosen": 0.5, "rejected": -0.5}}
 
@@ -82,7 +82,7 @@ def curve(row: table.Row, name: str, margin: Tensor) -> Curve:
             else:
                 put[f] = other + put[f][:, None]
         case.pool = {**case.pool, head: replace(case.pool[head], **put)}
-    tokens = isinstance(case.first, Tokens)
+    tokens = isinstance(case.first, Tokens | Rollouts)
     at = (
         case
         if not row.logps
@@ -123,6 +123,10 @@ def still(case: laws.Case, base: float, value: float) -> laws.Case:
     if isinstance(first, Tokens):
         width = first.logp.shape[1]
         plain |= {"mask": torch.ones_like(first.mask), "logp": torch.full_like(first.logp, base / width)}
+    if isinstance(first, Rollouts):
+        at = torch.full_like(first.logp, base / first.logp.shape[1])
+        sign = torch.full_like(at, 1.0 if value else -1.0)
+        plain = {"mask": torch.ones_like(first.mask), "logp": at, "old_logp": at.clone(), "advantage": sign}
     first = replace(first, **plain)
     pool = dict(case.pool)
     for need, kind in pool.items():
@@ -142,6 +146,8 @@ def reach(row: table.Row) -> float:
     """How far a picture goes, nats: eight units of the reward, or five nats a token."""
     if row.length == "mean":
         return 5.0
+    if row.feeds_on == "Rollouts":
+        return 3.0
     if not row.logps:
         return 8.0
     scale = next((row.options[n].default for n in ("beta", "tau", "beta_chosen", "alpha") if n in row.options), 0.1)

@@ -53,7 +53,7 @@ BY_TOKEN = (
     "activation",
     "value",
 )  # needs, or ends of them, that have a number for each token
-HEADS = ("score", "attributes", "embedding")  # needs that stand in the place of log-probs where a row reads none
+HEADS = ("score", "attributes", "embedding", "value")  # needs that stand in the place of log-probs where a row reads none
 TINY = 1e-12
 RISES = "a higher log-prob of what is good raises the loss"
 
@@ -218,6 +218,8 @@ def make(row: Row, function: Callable[..., Any], stats: Callable[..., Any] | Non
             "gate": torch.randn(n, wide("gate", options), generator=g, dtype=torch.float64),
             "cuts": torch.randn(n, wide("cuts", options), generator=g, dtype=torch.float64),
             "attribute": torch.arange(n) % wide("attributes", options),
+            "returns": torch.randn(n, 6, generator=g, dtype=torch.float64),
+            "old_value": torch.randn(n, 6, generator=g, dtype=torch.float64),
         }
         if annotations[need] not in kinds.KINDS and need in plain:
             case.pool[need] = plain[need]
@@ -278,7 +280,7 @@ def at_reference(case: Case) -> Case:
             pool[name] = torch.zeros_like(value)
     for name in ("mismatched", "tokens", "revised", "kept"):
         if f"ref_{name}" in pool:
-            pool[f"ref_{name}"] = pool[name]
+            pool[f"ref_{name}"] = pool.get(name, case.first)
     first = replace(case.first, old_logp=case.first.logp) if isinstance(case.first, Rollouts) else case.first
     return replace(case, first=first, pool=pool)
 

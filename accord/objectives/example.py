@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from accord.objectives.kinds import Demos, Groups, Pairs, Points
+from accord.objectives.kinds import Demos, Groups, Pairs, Points, Rollouts
 
 
 def _row(*values: float) -> torch.Tensor:
@@ -57,6 +57,12 @@ def groups(logp: list[float], score: list[float]) -> Groups:
         _row(*score)[None],
         torch.ones(1, k, dtype=torch.bool),
     )
+
+
+def rollouts(logp: list[float], advantage: list[float], *, old: list[float] | None = None) -> Rollouts:
+    """One sampled answer token by token, [1, L]; `old`: log-probs when it was sampled, by default those of now."""
+    mask = torch.ones(1, len(logp), dtype=torch.bool)
+    return Rollouts(_row(*logp)[None], _row(*(old or logp))[None], _row(*advantage)[None], mask)
 
 
 def token_pairs(chosen: list[float], rejected: list[float]) -> Pairs:
