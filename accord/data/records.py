@@ -81,7 +81,7 @@ class Response(_Fact):
     turns between them, which are never trained). `token_ids`, made under the tokenizer whose key is `tokenizer`,
     are used as they are and never tokenised again; `trained` says which of them count (all, if it is absent).
     `finish`: `stop` (it ended: the end token is trained), `length` (it was cut off: no end token is trained),
-    `unknown` (taken as ended).
+    `unknown` (taken as ended). `advantages`, `returns` and `values` are what a policy gradient was given at each token.
     """
 
     text: str | None = None
@@ -89,6 +89,9 @@ class Response(_Fact):
     token_ids: tuple[int, ...] | None = None
     tokenizer: str | None = None
     sampling_logprobs: tuple[float, ...] | None = None  # nats, one a token of token_ids
+    advantages: tuple[float, ...] | None = None  # one a token of token_ids, in units of the reward
+    returns: tuple[float, ...] | None = None  # the same: what the token returned
+    values: tuple[float, ...] | None = None  # the same: what a critic expected of it when it was sampled
     trained: tuple[bool, ...] | None = None  # one a token of token_ids: False where others spoke (tools, users)
     finish: Literal["stop", "length", "unknown"] = "unknown"
     sampler: Sampler | None = None
@@ -107,8 +110,10 @@ class Response(_Fact):
             raise ValueError("trained must be one a token of token_ids")
         if self.token_ids is not None and len(self.messages or ()) > 1 and self.trained is None:
             raise ValueError("token_ids of several turns need 'trained', which says whose tokens they are")
-        if self.sampling_logprobs is not None and len(self.sampling_logprobs) != len(self.token_ids or ()):
-            raise ValueError("sampling_logprobs must be one a token of token_ids")
+        for name in ("sampling_logprobs", "advantages", "returns", "values"):
+            numbers = getattr(self, name)
+            if numbers is not None and len(numbers) != len(self.token_ids or ()):
+                raise ValueError(f"{name} must be one a token of token_ids")
         return self
 
     @property

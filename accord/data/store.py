@@ -312,6 +312,11 @@ class Growing:
         self.several = False  # different numbers, or tuples of them
 
     def append(self, value: Any) -> None:
+        if isinstance(value, tuple) != bool(self.stops) and self.n:
+            raise AccordError(
+                "of some examples there is a number for each token (or response), of others there is one: rollouts "
+                "that carry advantages and such that are merely rated cannot be mixed; train on them apart"
+            )
         if isinstance(value, tuple):
             self.flat.extend(value)
             self.stops.append(len(self.flat))

@@ -26,7 +26,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
-from itertools import combinations, combinations_with_replacement, product
+from itertools import combinations, combinations_with_replacement, compress, product
 from statistics import median
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -822,7 +822,7 @@ def tokens(facts: Facts) -> Made:
 
 
 def rollouts(facts: Facts) -> Made:
-    """Sampled and rated responses, each with its advantage over its siblings, if it has some."""
+    """Sampled and rated responses, each with the advantages that it carries, else with that over its siblings."""
     origin, values = ("labels", facts.labels) if facts.labels else ("ratings", facts.ratings)
     rated = {}
     for i, value in values.items():
@@ -830,6 +830,9 @@ def rollouts(facts: Facts) -> Made:
             facts.counts.add("left: a response that carries no sampling_logprobs", facts.record)
         else:
             rated[i] = value
+    if any(facts.record.responses[i].advantages is not None for i in rated):
+        yield from _weighed(facts, origin, rated)
+        return
     how = facts.options.advantages
     if how != "value" and len(rated) == 1:
         facts.counts.add("left: a single rollout, which has no advantage over others", facts.record)
@@ -841,6 +844,19 @@ def rollouts(facts: Facts) -> Made:
     for i, value in rated.items():
         values_ = {"value": value, "advantage": (value - mean) / unit}
         yield origin, facts.example("Rollouts", {"response": facts.branch(i)}, values_)
+
+
+def _weighed(facts: Facts, origin: str, rated: dict[int, float]) -> Made:
+    """Rollouts that carry an advantage for each token, and with a critic what it returned and what was expected."""
+    for i, value in rated.items():
+        response = facts.record.responses[i]
+        if response.advantages is None:
+            facts.counts.add("left: a response without advantages beside others that have them", facts.record)
+            continue
+        named = {"advantage": response.advantages, "returns": response.returns, "old_value": response.values}
+        counted = response.trained or (True,) * len(response.advantages)
+        numbers = {k: tuple(compress(v, counted)) for k, v in named.items() if v is not None}
+        yield origin, facts.example("Rollouts", {"response": facts.branch(i)}, {"value": value, **numbers})
 
 
 MAKERS: dict[str, Callable[[Facts], Made]] = {

@@ -164,7 +164,7 @@ def asked(need: str, options: dict[str, Any]) -> str:
 SIDES = ("chosen", "rejected")
 AFTER = ("revised", "kept")  # roles of the same responses where the other, or they themselves, had been said
 # An example of the first kind is also one (or two) of the second: what a sum of objectives on pairs may hold.
-DERIVED = {"Pairs": ("Demos", "Points"), "Points": (), "Demos": ("Points",), "Groups": ()}
+DERIVED = {"Pairs": ("Demos", "Points"), "Points": (), "Demos": ("Points",), "Groups": (), "Rollouts": ("Demos",)}
 
 
 @dataclass
@@ -211,7 +211,10 @@ class Leaves:
 
     def matrix(self, name: str) -> tuple[Tensor, Tensor]:
         """A token statistic as [N, L] and the mask that is True where there is a token."""
-        values = self.tokens[name]
+        values = self.tokens.get(name)
+        if values is None and name == "logp":  # nobody asked for them
+            values = torch.full_like(self.owner, math.nan, dtype=self.dtype)
+        assert values is not None
         order = torch.argsort(self.owner, stable=True)
         owner = self.response[order]
         counts = torch.bincount(owner, minlength=self.count)
@@ -289,6 +292,7 @@ def derive(row: table.Row, batch: TermBatch) -> TermBatch:
         ("Pairs", "Demos"): (row.reads or "chosen",),
         ("Pairs", "Points"): ("chosen", "rejected"),
         ("Demos", "Points"): ("response",),
+        ("Rollouts", "Demos"): ("response",),
     }.get((batch.kind, kind))
     if roles is None:
         raise ConfigError(f"{batch.kind} cannot be seen as {kind}")
@@ -357,6 +361,11 @@ def _call(
         if name == "attribute":
             return torch.as_tensor(batch.values[name], dtype=torch.long, device=lengths.device)
         if name in ("returns", "old_value"):
+            if name not in batch.values:
+                raise ConfigError(
+                    f"{row.name} needs what each token returned and was expected to: `returns` and `values` of a "
+                    "response, which accord loop writes where advantage.rule is gae"
+                )
             now = matrix("logp")
             return per_token(batch.values[name], now.mask, now.logp)
         whose, _, how = name.rpartition("_")
