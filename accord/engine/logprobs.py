@@ -76,6 +76,7 @@ class Scorer(nn.Module):
         layout: how prompts and responses are laid out: `shared`, `packed` or `padded` (`models.choose_layout`).
         compute: dtype of the matrix products (weights stay as they are).
         chunk_bytes: memory for logits; rows beyond it are computed again in the backward pass.
+        temperature: logits are divided by it, as they are where answers are sampled.
     """
 
     def __init__(
@@ -85,8 +86,10 @@ class Scorer(nn.Module):
         layout: LayoutName = "shared",
         compute: torch.dtype = torch.float32,
         chunk_bytes: int = CHUNK_BYTES,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
+        self.temperature = temperature
         self.model = model
         self.heads = heads if heads is not None else nn.ModuleDict()
         self.layout: LayoutName = layout
@@ -249,7 +252,8 @@ class Scorer(nn.Module):
     def _frozen(self) -> Tensor | None:
         """The head's weight [V, h] if it is not trained and all that there is to the logits."""
         head = self.causal.get_output_embeddings()
-        alone = type(head) is nn.Linear and head.bias is None and not finishes(self.causal.config)
+        plain = self.temperature == 1.0 and not finishes(self.causal.config)
+        alone = type(head) is nn.Linear and head.bias is None and plain
         return head.weight if alone and not head.weight.requires_grad else None
 
     def _distance(self, logp: Tensor, target: Tensor) -> Tensor:
@@ -266,9 +270,10 @@ class Scorer(nn.Module):
         return self._finished(hidden).float()
 
     def _finished(self, hidden: Tensor) -> Tensor:
-        """The same as the head made them, or in float32 where the architecture does something to them."""
+        """The same as the head made them, or in float32 where the architecture or a temperature changes them."""
         logits, config = self.causal.get_output_embeddings()(hidden), self.causal.config
-        return finish_logits(logits.float(), config) if finishes(config) else logits
+        logits = finish_logits(logits.float(), config) if finishes(config) else logits
+        return logits if self.temperature == 1.0 else logits.float() / self.temperature
 
 
 PIECE = 1 << 18  # logits that are looked at together: they stay in a processor's cache

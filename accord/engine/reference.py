@@ -99,6 +99,7 @@ class Reference:
         folder: root of the cache, or None for memory only.
         mode: `cached` (computed ahead of the steps that need them) or `live` (computed within each step).
         gather: gives what every process passes to it, in order of rank.
+        temperature: of its scorer; part of a cache entry's identity.
         moving: how it follows the policy; None if it is fixed. The key is then that of its first weights.
 
     Raises:
@@ -115,6 +116,7 @@ class Reference:
     world: int = 1
     gather: Callable[[Any], list[Any]] = lambda thing: [thing]
     moving: Moving | None = None
+    temperature: float = 1.0
     _known: dict[bytes, np.ndarray] = field(default_factory=dict)
     computed: int = 0
 
@@ -125,7 +127,8 @@ class Reference:
                 "reference_mode: live"
             )
         if self.folder is not None and self.mode == "cached":
-            self.folder = self.folder / f"{self.key}-{str(self.dtype).removeprefix('torch.')}"
+            warm = "" if self.temperature == 1.0 else f"-T{self.temperature:g}"
+            self.folder = self.folder / f"{self.key}-{str(self.dtype).removeprefix('torch.')}{warm}"
             with self._keeping():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._check_meta(self.folder / "reference.json")

@@ -1,4 +1,4 @@
-"""How does a model learn from its own answers? Sample, judge, pair, train; round after round.
+"""How does a model learn from its own answers? Sample, judge, pair or weigh, train; round after round.
 
 Each round writes records (`records/round-N/`) and is a run of `accord train` on them (`rounds/N/`), which repeats
 it exactly. A phase that is done is a file that is whole; sampling and judging keep what they have in a ledger, chunk by
@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,9 @@ from accord.data.views import Counts
 from accord.engine import models
 from accord.errors import AccordError, ConfigError
 from accord.online import judging
-from accord.online.pairing import READS_GIVEN, WITHOUT_JUDGE, PairOptions, comparisons, pair
+from accord.online.advantages import AdvantageOptions, Memory
+from accord.online.pairing import READS_GIVEN, WITHOUT_JUDGE, PairOptions, comparisons, known, pair
+from accord.online.rollouts import said_of, weighed
 from accord.sampling.local import SHARD, answer
 from accord.sinks import write_json
 from accord.training import plan
@@ -74,6 +76,8 @@ def loop(
     top_p: float = 1.0,
     max_new_tokens: int = 128,
     pair: dict[str, Any] | None = None,
+    advantage: dict[str, Any] | None = None,
+    critic: dict[str, Any] | None = None,
     reference: Literal["fixed", "previous"] | None = None,
     first: dict[str, Any] | None = None,
     keep_models: int | None = None,
@@ -101,6 +105,11 @@ def loop(
         temperature: of sampling; 0 takes the likeliest token. top_p: sample from the likeliest tokens of this share.
         max_new_tokens: an answer is cut off here.
         pair: how judged answers become records, see `accord.online.pairing.PairOptions`.
+        advantage: of policy gradients: how judged answers get their advantages, see
+            `accord.online.advantages.AdvantageOptions`; nothing is paired.
+        critic: settings of a model apart that learns what tokens return, like {model: FOLDER, learning_rate: 1e-5}
+            (without `model` it begins as the policy does); by default a head on the policy's own trunk, as the
+            objective `[ppo, critic]` has it.
         reference: what a round's policy is compared with: `fixed`, the model that the loop began with, or `previous`,
             the one that the round begins with. Published methods differ in it: there is no default.
         first: settings of a run on other data, like {data: FILE, objective: sft}: round 0, and the loop begins with
@@ -122,10 +131,13 @@ def loop(
     given = {k: v for k, v in locals().items() if k != "settings"} | settings
     training.check_types(given, loop)
     watcher = Quiet() if quiet else Console()
-    options = PairOptions.of(pair or {})
+    options = PairOptions.of(pair or ({} if advantage is None else {"rule": "none"}))
     if options.rule == "policy_vs_ref" and "policy_answers" not in (pair or {}):
         options = replace(options, policy_answers=samples)
-    terms = _checked(given, options, settings)
+    weighing = None if advantage is None else AdvantageOptions.of(advantage)
+    terms = _checked(given, options, weighing, settings)
+    if any(term.needs_old for term in terms.values()):
+        settings = {"temperature": temperature} | settings
     named = [judge] if isinstance(judge, str) else judge or []
     folder = Path(output)
     asked = prompts_of(prompts)[:max_prompts]
@@ -139,19 +151,23 @@ def loop(
             base = _first(base, first, folder, seed, settings, watcher)
         told: list[dict[str, Any]] = []
         start = base
+        expects = None if critic is None else str(models.resolve(critic.get("model", base)))
         for number in range(1, rounds + 1):
-            one = Round(folder, number, start, base if reference != "previous" else start, seed)
+            one = Round(folder, number, start, base if reference != "previous" else start, seed, expects)
             mine = asked if prompts_per_round is None else window(asked, prompts_per_round, number, seed)
             if not one.paired.exists():
                 watcher.note(f"round {number} of {rounds}: {many(len(mine), 'prompts')}")
                 drawn = one.sample(
                     mine, settings, watcher, samples=samples, reference_samples=reference_samples,
                     temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens,
-                    keep_given=options.rule in READS_GIVEN,
+                    keep_given=options.rule in READS_GIVEN, greedy=weighing is not None and weighing.rule == "greedy",
                 )  # fmt: skip
                 judges = [judging.find(_filled(words, start, whole), **where_of(settings)) for words in named]
                 said = one.judge(drawn, judges, options, watcher)
-                one.pair(said, [j.by for j in judges], options)
+                if weighing is None:
+                    one.pair(said, [j.by for j in judges], options)
+                else:
+                    one.weigh(said, [j.by for j in judges], options, weighing, settings, watcher)
             row = json.loads(one.numbers.read_text(encoding="utf-8"))
             for line in _lines(row):
                 watcher.note(line)
@@ -163,10 +179,15 @@ def loop(
                 )  # fmt: skip
                 if done.summary["finished"] == "interrupted":
                     return Loop(folder, told, finished=False)
+            if critic is not None:
+                own = {"learning_rate": 1e-5} | {k: v for k, v in critic.items() if k != "model"}
+                if not one.learn(own, where_of(settings) | _shape(settings), quiet):
+                    return Loop(folder, told, finished=False)
+                expects = str(one.critic_run / "model")
             summary = json.loads((one.run / "summary.json").read_text(encoding="utf-8"))
             told.append(row | {"steps": summary["steps"], "train": summary["train"]})
             start = str(one.model)
-            _tidy(folder, number, keep_models, needed={base, start})
+            _tidy(folder, number, keep_models, needed={base, start, str(expects)})
         _end(folder, told)
     watcher.note(f"{many(rounds, 'rounds')}: {folder}")
     return Loop(folder, told, finished=True)
@@ -181,6 +202,7 @@ class Round:
     start: str
     reference: str
     seed: int
+    critic: str | None = None
 
     @property
     def records(self) -> Path:
@@ -189,6 +211,10 @@ class Round:
     @property
     def run(self) -> Path:
         return self.folder / "rounds" / str(self.number)
+
+    @property
+    def critic_run(self) -> Path:
+        return self.run.with_name(f"{self.number}-critic")
 
     @property
     def model(self) -> Path:
@@ -218,18 +244,19 @@ class Round:
     def sample(
         self, prompts: Seq[Record], settings: Mapping[str, Any], watcher: Quiet, *, samples: int,
         reference_samples: int, temperature: float, top_p: float, max_new_tokens: int, keep_given: bool,
+        greedy: bool = False,
     ) -> list[Record]:  # fmt: skip
         """Answers to the prompts, the policy's and behind them the reference's; `keep_given` leaves those that the
-        prompts brought in front."""
+        prompts brought in front, `greedy` adds the policy's likeliest answer."""
         if self.sampled.exists():
             return Ledger.made(self.sampled)
         self.records.mkdir(parents=True, exist_ok=True)
         ledger = Ledger(self.sampled)
         asked, found, counts = list(prompts), dict[int, list[Response]](), Counts()
-        for who, count in (("policy", samples), ("reference", reference_samples)):
+        for who, count in (("policy", samples), ("greedy", int(greedy)), ("reference", reference_samples)):
             if not count:
                 continue
-            policy, chat = _policy(self.start if who == "policy" else self.reference, settings)
+            policy, chat = _policy(self.reference if who == "reference" else self.start, settings)
             asked, order = _that_fit(prompts, chat, max_new_tokens, counts)
             if not asked:
                 raise AccordError(
@@ -244,7 +271,7 @@ class Round:
                     if name not in ledger.done:
                         answers = answer(
                             policy, chat, [asked[i] for i in part], samples=count, max_new_tokens=max_new_tokens,
-                            temperature=temperature, top_p=top_p, seed=drawn,
+                            temperature=0.0 if who == "greedy" else temperature, top_p=top_p, seed=drawn,
                         )  # fmt: skip
                         ledger.add(name, [r.model_dump_json(exclude_defaults=True) for a in answers for r in a])
                     lines = ledger.done[name]
@@ -288,15 +315,74 @@ class Round:
         made = pair(records, options, seed=self.seed + self.number - 1, judges=judges or None, counts=counts)
         sampling = json.loads((self.records / "sampling.json").read_text(encoding="utf-8"))
         counts.recall(sampling)
+        self._write(made, records, judges, counts)
+
+    def weigh(
+        self, records: list[Record], judges: Seq[str], options: PairOptions, weighing: AdvantageOptions,
+        settings: Mapping[str, Any], watcher: Quiet,
+    ) -> None:  # fmt: skip
+        """Writes the records of training with the advantages of their answers, and the round in numbers."""
+        counts = Counts()
+        counts.recall(json.loads((self.records / "sampling.json").read_text(encoding="utf-8")))
+        scores = [k.values(options.values) for k in known(records, options, list(judges))]
+        for record, own in zip(records, scores, strict=True):
+            for k, response in enumerate(record.responses):
+                if options.finished and response.finish == "length":
+                    own[k] = np.nan
+        shared = weighing.rule == "gae" and self.critic is None
+        old = self._asked(self.start, records, settings, watcher, ("value",) if shared else ())
+        ref = critic = None
+        if weighing.compares:
+            same = self.reference == self.start
+            ref = old if same else self._asked(self.reference, records, settings, watcher)
+        if weighing.rule == "gae":
+            critic = old if shared else self._asked(str(self.critic), records, settings, watcher, ("value",))
+        made, memory, told = weighed(
+            records, scores, old, weighing, self._memory(), counts, by="+".join(judges), ref=ref, critic=critic
+        )
+        self._write(made, records, judges, counts, {"advantage": told, "memory": asdict(memory)})
+
+    def _asked(
+        self, model: str, records: list[Record], settings: Mapping[str, Any], watcher: Quiet, heads: tuple[str, ...] = ()
+    ) -> Any:
+        policy, chat = _policy(model, settings, heads)
+        with watcher.task("log-probs" if not heads else "values") as advance:
+            found = said_of(policy, chat, records, advance)
+        del policy, chat
+        gc.collect()
+        return found
+
+    def _memory(self) -> Memory:
+        """What the round before left."""
+        before = self.records.with_name(f"round-{self.number - 1}") / "round.json"
+        if not before.exists():
+            return Memory()
+        held = json.loads(before.read_text(encoding="utf-8"))["memory"]
+        return Memory(held["kl"], tuple(held["returns"]), tuple(held["scores"]))
+
+    def _write(
+        self, made: list[Record], records: list[Record], judges: Seq[str], counts: Counts,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         if not made:
             left = "; ".join(f"{what}: {times:,}" for what, times in counts.totals().items())
             raise AccordError(
                 f"round {self.number} leaves nothing to train on ({left}): sample more answers to a prompt "
                 f"(samples=...), or look at {self.judged if judges else self.sampled}"
             )
-        write_json(self.numbers, {"round": self.number, **numbers(records, judges), "records": len(made),
-                                  "left": counts.as_dict()})  # fmt: skip
+        write_json(self.numbers, {"round": self.number, **numbers(records, judges), **(more or {}),
+                                  "records": len(made), "left": counts.as_dict()})  # fmt: skip
         write(self.paired, made)
+
+    def learn(self, own: Mapping[str, Any], shared: Mapping[str, Any], quiet: bool) -> bool:
+        """Trains the critic on what the answers returned; False if it was stopped."""
+        if (self.critic_run / "model").exists() and (self.critic_run / "summary.json").exists():
+            return True
+        done = training.train(
+            self.critic, str(self.paired), "critic", output=str(self.critic_run), seed=self.seed + self.number - 1,
+            quiet=quiet, **({"eval_fraction": 0.0} | dict(shared) | dict(own)),
+        )  # fmt: skip
+        return bool(done.summary["finished"] != "interrupted")
 
 
 # -- what lies on the disk ---------------------------------------------------------------------------------------------
@@ -392,7 +478,9 @@ OWN = ("data", "output", "reference", "seed", "resume", "overwrite", "quiet", "d
 FREE = ("rounds", "quiet", "resume", "overwrite", "output", "keep_models", "device", "layout", "tokens_per_micro_batch")
 
 
-def _checked(given: Mapping[str, Any], options: PairOptions, settings: Mapping[str, Any]) -> dict[str, Term]:
+def _checked(
+    given: Mapping[str, Any], options: PairOptions, weighing: AdvantageOptions | None, settings: Mapping[str, Any]
+) -> dict[str, Term]:
     """The terms of every round; raises a ConfigError for settings that cannot be."""
     for name in ("rounds", "samples", "max_prompts", "prompts_per_round", "max_new_tokens", "keep_models"):
         if given[name] is not None and (isinstance(given[name], bool) or given[name] < 1):
@@ -414,8 +502,9 @@ def _checked(given: Mapping[str, Any], options: PairOptions, settings: Mapping[s
     known.pop("translated", None)
     common = {k: settings[k] for k in ("view", "length", "log_z") if k in settings}
     terms = plan.terms(given["objective"], known, **common)
+    _check_weighing(given, options, weighing, terms)
     needed = {name for term in terms.values() for name in term.references} | (
-        {"ref"} if any(term.live for term in terms.values()) else set()
+        {"ref"} if any(term.live for term in terms.values()) or (weighing and weighing.compares) else set()
     )
     if needed and given["reference"] is None:
         raise ConfigError(
@@ -427,6 +516,35 @@ def _checked(given: Mapping[str, Any], options: PairOptions, settings: Mapping[s
     if options.rule == "policy_vs_ref" and not given["reference_samples"]:
         raise ConfigError("pair.rule: policy_vs_ref pairs with answers of the reference: set reference_samples")
     return terms
+
+
+def _check_weighing(
+    given: Mapping[str, Any], options: PairOptions, weighing: AdvantageOptions | None, terms: Mapping[str, Term]
+) -> None:
+    """Raises a ConfigError where objective, advantages and critic do not fit together."""
+    sampled = [term for term in terms.values() if term.needs_old]
+    if weighing is None:
+        if sampled:
+            raise ConfigError(f"advantage is missing: {sampled[0].name} learns from advantages; say advantage: "
+                              "{rule: loo}, or another rule")  # fmt: skip
+        if given["critic"] is not None:
+            raise ConfigError("nothing reads critic: it is for advantage.rule: gae")
+        return
+    if not sampled:
+        raise ConfigError(f"nothing reads advantage: {', '.join(terms)} is no policy gradient like ppo or rloo")
+    if options.rule != "none":
+        raise ConfigError(f"pair.rule: {options.rule} makes pairs, and {sampled[0].name} learns from advantages: leave "
+                          "it out")  # fmt: skip
+    if given["temperature"] == 0:
+        raise ConfigError("temperature=0 samples nothing: a policy gradient needs answers that were drawn")
+    learns = any("value" in term.needs for term in terms.values())
+    if weighing.rule == "gae" and learns == (given["critic"] is not None):
+        raise ConfigError(
+            "advantage.rule: gae needs one critic: a head on the policy, objective: [ppo, {name: critic, weight: 0.1}], "
+            "or a model apart, critic: {model: FOLDER}" + ("; it has both" if learns else "")
+        )
+    if weighing.rule != "gae" and (learns or given["critic"] is not None):
+        raise ConfigError(f"nothing reads a critic under advantage.rule: {weighing.rule}; gae does")
 
 
 def references_of(terms: Mapping[str, Term], asked: str | None, one: Round) -> dict[str, Any]:
@@ -482,10 +600,21 @@ def where_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: settings[k] for k in ("device", "precision") if k in settings}
 
 
-def _policy(name: str, settings: Mapping[str, Any]) -> tuple[models.Policy, Chat]:
-    """Who answers, loaded as training loads it."""
+def _shape(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a critic apart has of the policy's settings."""
+    same = ("batch_size", "max_length", "epochs", "layout", "chat_template", "tokens_per_micro_batch", "save_steps")
+    return {k: settings[k] for k in same if k in settings}
+
+
+def _policy(
+    name: str, settings: Mapping[str, Any], heads: tuple[str, ...] | None = None
+) -> tuple[models.Policy, Chat]:
+    """Who answers, or with `heads` who is asked of answers; loaded as training loads it."""
     code = {k: settings[k] for k in ("trust_remote_code",) if k in settings}
+    if heads is not None:
+        code |= {"heads": heads} | {k: settings[k] for k in ("layout",) if k in settings}
     policy = models.load(name, **where_of(settings), **code)
+    policy.scorer.temperature = 1.0 if heads is None else settings.get("temperature", 1.0)
     chat = Chat(
         policy.tokenizer, max_length=settings.get("max_length", 1024), template=settings.get("chat_template"),
         stop_ids=policy.ends,
@@ -571,14 +700,16 @@ def _first(
 
 def _tidy(folder: Path, number: int, keep: int | None, needed: set[str]) -> None:
     """A finished round needs no checkpoints; of models the newest stay, and those that are still compared with."""
-    shutil.rmtree(folder / "rounds" / str(number) / "checkpoints", ignore_errors=True)
+    for run in (str(number), f"{number}-critic"):
+        shutil.rmtree(folder / "rounds" / run / "checkpoints", ignore_errors=True)
     if keep is None:
         return
     for old in range(1, number - keep + 1):
-        model = folder / "rounds" / str(old) / "model"
-        if str(model) not in needed and model.exists() and any(model.iterdir()):
-            for file in model.glob("*.safetensors"):
-                file.unlink()
+        for run in (str(old), f"{old}-critic"):
+            model = folder / "rounds" / run / "model"
+            if str(model) not in needed and model.exists() and any(model.iterdir()):
+                for file in model.glob("*.safetensors"):
+                    file.unlink()
 
 
 def _end(folder: Path, told: list[dict[str, Any]]) -> None:

@@ -120,6 +120,7 @@ def train(
     schedule: Literal["cosine", "linear", "constant"] = "cosine",
     warmup: float = 0.05,
     max_grad_norm: float | None = 1.0,
+    temperature: float = 1.0,
     update: Literal["plain", "extragradient", "pair_normalised"] | dict[str, Any] | None = None,
     sharing: str | dict[str, Any] = "by_size",
     sharing_on: Literal["head", "adapter", "last_layer", "all"] | None = None,
@@ -178,6 +179,7 @@ def train(
         weight_decay, adam_beta1, adam_beta2, adam_epsilon: of AdamW.
         schedule: after the warm-up, `cosine`, `linear` or `constant`. warmup: share of the steps with a rising rate.
         max_grad_norm: gradients are clipped to it; null never clips.
+        temperature: every log-prob is that of logits divided by it: what answers were sampled with, for ratios.
         update: how a step is made: `plain`; `extragradient`, by the gradient of where a step would lead (two passes);
             `pair_normalised`, by gradients of chosen and rejected made equally long; of reward models, a map {way:
             meta, data, rate, groups} (MetaRM); by default as the objective was published.
@@ -282,6 +284,7 @@ def train(
         gradient_checkpointing=gradient_checkpointing, load_in_4bit=load_in_4bit, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     scorer = policy.scorer
+    scorer.temperature = temperature
     reward = reward_settings(terms, heads, max_length)
     if not any(t.logps for t in terms.values()):
         models.keep_output(scorer)
@@ -528,7 +531,7 @@ def check_bounds(given: Mapping[str, Any]) -> None:
         ("keep_checkpoints", 1, math.inf), ("eval_steps", 1, math.inf), ("save_steps", 1, math.inf),
         ("patience", 1, math.inf), ("warmup", 0, 1), ("weight_decay", 0, math.inf), ("max_grad_norm", 1e-9, math.inf),
         ("probe_every", 1, math.inf), ("probe_samples", 0, math.inf),
-        ("adam_beta1", 0, 1 - 1e-9), ("adam_beta2", 0, 1 - 1e-9), ("adam_epsilon", 0, 1),
+        ("temperature", 1e-3, math.inf), ("adam_beta1", 0, 1 - 1e-9), ("adam_beta2", 0, 1 - 1e-9), ("adam_epsilon", 0, 1),
     ):  # fmt: skip
         value = given.get(name)
         if value is not None and not low <= value <= high:

@@ -117,6 +117,7 @@ def _reference(
             yield held[0]
             return
         scorer = models.load(model if start else asked, **load).scorer.requires_grad_(False)
+        scorer.temperature = policy.scorer.temperature
         if mode == "live":
             held.append(scorer)
         yield scorer
@@ -138,6 +139,7 @@ def _reference(
         processes.rank,
         processes.world,
         processes.gather,
+        temperature=policy.scorer.temperature,
     )
 
 
@@ -157,6 +159,7 @@ def _moving(
         if not isinstance(models.resolve(asked), Path):
             raise ConfigError(f"reference={asked!r}: give a folder or a run, whose weights have an identity, or start")
         scorer, key = models.load(asked, **load).scorer, models.content_key(models.resolve(asked))
+        scorer.temperature = policy.scorer.temperature
         shapes = {name: p.shape for name, p in scorer.named_parameters()}
         for name, p in models.trainable(policy.scorer):
             if not name.startswith("heads.") and shapes.get(name) != p.shape:
