@@ -327,13 +327,14 @@ def test_every_preset_runs_a_round(name, model_folder, tmp_path, by_length):
     held = preset(name)
     data = tmp_path / "prompts.jsonl"
     records = pair_records(6)
-    if held.settings["pair"]["rule"] == "given_vs_sampled":
+    rule = held.settings.get("pair", {}).get("rule")
+    if rule == "given_vs_sampled":
         records = [Record(prompt=r.prompt, responses=r.responses[:1]) for r in records]
     data.write_text("".join(r.to_json() + "\n" for r in records))
     given = config.merged(held.settings, SMALLER | {"model": str(model_folder), "prompts": str(data)})
     if "lora" in given:
         given["lora"] = {"rank": 2}
-    if given["pair"]["rule"] not in ("given_vs_sampled", "sampled_vs_bad", "stated_beside_sampled"):
+    if rule not in ("given_vs_sampled", "sampled_vs_bad", "stated_beside_sampled"):
         given["judge"] = "length"
     done = loop(**checked_loop(given | {"output": str(tmp_path / "loop")}))
     summary = json.loads((done.folder / "rounds" / "1" / "summary.json").read_text())
@@ -350,7 +351,7 @@ def test_a_preset_says_where_it_is_from_and_what_is_inferred(name):
     assert held.paper == "none" or held.paper[4] == "."
     assert set(held.inferred) <= set(held.settings), "what is inferred is a setting of it"
     row = held.settings["objective"]
-    assert ("reference" in held.settings) == (row != "sft"), "the reference is chosen, never a silent default"
+    assert ("reference" in held.settings) == (row not in ("sft", "dr_grpo")), "the reference is never a silent default"
 
 
 def test_the_settings_of_a_preset_are_those_that_were_published():
@@ -362,11 +363,19 @@ def test_the_settings_of_a_preset_are_those_that_were_published():
         "sppo": {"samples": 5, "beta": 0.001, "rounds": 3, "learning_rate": 5e-7, "reference": "previous"},
         "inpo": {"samples": 8, "eta": 0.005, "rounds": 3, "batch_size": 128, "warmup": 0.03},
         "d2o": {"samples": 11, "alpha": 0.1, "beta": 0.1},
+        "ppo": {"clip": 0.2, "epochs": 4, "temperature": 0.7, "learning_rate": 3e-6, "adam_epsilon": 1e-5, "batch_size": 512},
+        "rloo": {"samples": 4, "clip": 0.2, "learning_rate": 1e-6},
+        "remax": {"temperature": 1.0, "top_p": 0.9},
+        "f_dpg": {"learning_rate": 1.41e-5},
     }  # fmt: skip
     for name, numbers in said.items():
         held = preset(name).settings
         assert {k: held[k] for k in numbers} == numbers, name
     assert preset("inpo").settings["tau"] == pytest.approx(preset("inpo").settings["eta"] / 3)
+    ppo = preset("ppo").settings["advantage"]
+    assert (ppo["kl"], ppo["gamma"], ppo["lam"], ppo["unfinished_score"]) == (0.05, 1.0, 0.95, -1.0)
+    assert preset("rloo").settings["advantage"]["kl"] == 0.03
+    assert preset("remax").settings["advantage"]["kl_credit"] == "local"
     assert preset("rso").settings["pair"] == {"rule": "random", "reject": 8, "reject_beta": 0.5}
 
 

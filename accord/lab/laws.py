@@ -53,7 +53,12 @@ BY_TOKEN = (
     "activation",
     "value",
 )  # needs, or ends of them, that have a number for each token
-HEADS = ("score", "attributes", "embedding", "value")  # needs that stand in the place of log-probs where a row reads none
+HEADS = (
+    "score",
+    "attributes",
+    "embedding",
+    "value",
+)  # needs that stand in the place of log-probs where a row reads none
 TINY = 1e-12
 RISES = "a higher log-prob of what is good raises the loss"
 

@@ -80,6 +80,7 @@ def loop(
     critic: dict[str, Any] | None = None,
     reference: Literal["fixed", "previous"] | None = None,
     first: dict[str, Any] | None = None,
+    anneal: Literal["none", "linear"] = "none",
     keep_models: int | None = None,
     seed: int = 0,
     resume: Literal["auto", "never"] = "auto",
@@ -114,6 +115,7 @@ def loop(
             the one that the round begins with. Published methods differ in it: there is no default.
         first: settings of a run on other data, like {data: FILE, objective: sft}: round 0, and the loop begins with
             what comes out.
+        anneal: `linear` takes the learning rate of a round down over the rounds, from the whole of it towards 0.
         keep_models: only the newest so many rounds keep their models; by default all.
         seed: of everything drawn.
         resume: `auto` goes on with what `output` holds; `never` refuses a folder that holds a loop.
@@ -173,6 +175,8 @@ def loop(
                 watcher.note(line)
             if not one.done:
                 references = references_of(terms, reference, one)
+                if anneal == "linear":
+                    references["learning_rate"] = settings["learning_rate"] * (1 - (number - 1) / rounds)
                 done = training.train(
                     one.start, str(one.paired), objective, output=str(one.run), seed=seed + number - 1, quiet=quiet,
                     **({"eval_fraction": 0.0} | settings | references),
@@ -343,7 +347,12 @@ class Round:
         self._write(made, records, judges, counts, {"advantage": told, "memory": asdict(memory)})
 
     def _asked(
-        self, model: str, records: list[Record], settings: Mapping[str, Any], watcher: Quiet, heads: tuple[str, ...] = ()
+        self,
+        model: str,
+        records: list[Record],
+        settings: Mapping[str, Any],
+        watcher: Quiet,
+        heads: tuple[str, ...] = (),
     ) -> Any:
         policy, chat = _policy(model, settings, heads)
         with watcher.task("log-probs" if not heads else "values") as advance:
@@ -489,6 +498,8 @@ def _checked(
         raise ConfigError(f"reference_samples={given['reference_samples']} must be 0 or more")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a loop samples and trains in one process: start it without torchrun")
+    if given["anneal"] == "linear" and settings.get("learning_rate") is None:
+        raise ConfigError("anneal: linear takes learning_rate down: set learning_rate")
     for name in settings.keys() & set(OWN):
         raise ConfigError(f"{name} is the loop's own; leave it out")
     if given["judge"] in (None, []) and options.rule not in WITHOUT_JUDGE:
@@ -606,9 +617,7 @@ def _shape(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: settings[k] for k in same if k in settings}
 
 
-def _policy(
-    name: str, settings: Mapping[str, Any], heads: tuple[str, ...] | None = None
-) -> tuple[models.Policy, Chat]:
+def _policy(name: str, settings: Mapping[str, Any], heads: tuple[str, ...] | None = None) -> tuple[models.Policy, Chat]:
     """Who answers, or with `heads` who is asked of answers; loaded as training loads it."""
     code = {k: settings[k] for k in ("trust_remote_code",) if k in settings}
     if heads is not None:

@@ -135,6 +135,7 @@ def train(
     save_steps: int | None = None,
     keep_checkpoints: int = 2,
     patience: int | None = None,
+    target_kl: float | None = None,
     best_metric: str = "eval_loss",
     save_best: bool = False,
     monitors: str | list[str] = "all",
@@ -195,6 +196,7 @@ def train(
         eval_steps: evaluate every so many updates (at start and end in any case). save_steps: the same for checkpoints.
         keep_checkpoints: the newest so many stay.
         patience: stop after so many evaluations without a better `best_metric`.
+        target_kl: of rollouts: stop when the policy is further from the one that sampled them, nats a token (`kl/old`).
         best_metric: what is compared between evaluations. save_best: model/ holds the best.
         monitors: who watches: `all`, `none`, or names of `accord monitors`.
         probe_every: updates between two looks at what a step does not say; null never looks. probe_samples: fresh
@@ -236,6 +238,8 @@ def train(
 
         return separately(share, model, data, given)
     rows = [row for term in terms.values() for row, _, _ in term.parts]
+    if target_kl is not None and all(row.feeds_on != "Rollouts" for row in rows):
+        raise ConfigError("nothing reads target_kl: no objective here learns from rollouts")
     if all(row.beside for row in rows):
         say(f"{rows[0].name} aligns nothing alone; it stands beside {rows[0].beside}")
     check_bounds(given | {"batch_size": batch_size})
@@ -425,7 +429,7 @@ def train(
         LoopOptions(
             max_steps=steps, learning_rates=tuple(rates), schedule=schedule, warmup=warmup,
             eval_steps=eval_steps or (max(1, steps // 5) if patience is not None or save_best else None),
-            save_steps=save_steps, patience=patience, best_metric=best_metric, on_verdict=on_verdict,
+            save_steps=save_steps, patience=patience, best_metric=best_metric, on_verdict=on_verdict, target_kl=target_kl,
         ),
         folder, checkpoints, processes, watcher, held, Panel(watching, terms), held_step, probes,
     )  # fmt: skip
@@ -531,7 +535,7 @@ def check_bounds(given: Mapping[str, Any]) -> None:
         ("keep_checkpoints", 1, math.inf), ("eval_steps", 1, math.inf), ("save_steps", 1, math.inf),
         ("patience", 1, math.inf), ("warmup", 0, 1), ("weight_decay", 0, math.inf), ("max_grad_norm", 1e-9, math.inf),
         ("probe_every", 1, math.inf), ("probe_samples", 0, math.inf),
-        ("temperature", 1e-3, math.inf), ("adam_beta1", 0, 1 - 1e-9), ("adam_beta2", 0, 1 - 1e-9), ("adam_epsilon", 0, 1),
+        ("temperature", 1e-3, math.inf), ("target_kl", 1e-12, math.inf), ("adam_beta1", 0, 1 - 1e-9), ("adam_beta2", 0, 1 - 1e-9), ("adam_epsilon", 0, 1),
     ):  # fmt: skip
         value = given.get(name)
         if value is not None and not low <= value <= high:
@@ -603,8 +607,8 @@ def parameter_groups(
         if key not in components:
             raise ConfigError(f"learning_rates: there is no component {key!r}; there are {sorted(components)}")
     # a head starts at zero and is no pretrained weight: unless told otherwise it learns a thousand times faster; one
-    # that makes a reward, a sum over the width of the trunk, ten times, and beside adapters as fast as they
-    factor = {f"head:{name}": 10 if "trunk" in components else 1 for name in REWARDS}
+    # that makes a reward or expects one, a sum over the width of the trunk, ten times, and beside adapters as fast as they
+    factor = {f"head:{name}": 10 if "trunk" in components else 1 for name in (*REWARDS, "value")}
     own = [rates.get(c, rate * factor.get(c, 1000 if c.startswith("head:") else 1)) for c, _ in groups]
     return [
         {"params": ps, "lr": r, "weight_decay": decay if matrix else 0.0}

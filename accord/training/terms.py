@@ -518,8 +518,38 @@ def evaluate(term: Term, batch: TermBatch, leaves: Leaves, stats: dict[str, Any]
                     orders[name] = right_order(assemble("Groups", batch, values, lengths))
         ref = leaves.sums(f"{term.home}_logp") if f"{term.home}_logp" in leaves.tokens and scored else None
         references = {r: ref[i] for r, i in index.items()} if ref is not None else {}
+        if batch.kind == "Rollouts":
+            orders |= moved_since(term, batch, leaves)
     logps = {r: total[i] for r, i in index.items() if scored}
     return Outcome(loss, logps, rewards, {r: lengths[i] for r, i in index.items()}, orders, references)
+
+
+def moved_since(term: Term, batch: TermBatch, leaves: Leaves) -> Metrics:
+    """How far the policy is from the one that sampled its answers, and from the reference; what the critic missed.
+
+    `kl/old` is 1/2 (log ratio)^2 a token, `ratio/clipped` the share of tokens whose ratio is beyond the clip, `kl/ref`
+    an answer's sum of k3, exp(-d) - 1 + d; `value/unexplained` the squares of errors over those of returns.
+    """
+    i = torch.as_tensor(batch.roles["response"], device=leaves.owner.device)
+    count, mask = float(len(batch)), leaves.matrix("old_logp")[1][i]
+    tokens = float(mask.sum())
+    found: Metrics = {"rewards/mean": (float(batch.values["value"].sum()), count)}
+    if "logp" in leaves.tokens:
+        now, old = (leaves.matrix(name)[0][i] for name in ("logp", "old_logp"))
+        ratio = (now - old).clamp(-20.0, 20.0)[mask]
+        found |= {"kl/old": (float(ratio.square().sum() / 2), tokens), "ratio/mean": (float(ratio.exp().sum()), tokens)}
+        found["entropy/sampled"] = (float(-now[mask].sum()), tokens)
+        clip = next((o["clip"] for row, _, o in term.parts if "clip" in o and row.logps), None)
+        if clip is not None:
+            found["ratio/clipped"] = (float(((ratio.exp() - 1).abs() > clip).sum()), tokens)
+        if "ref_logp" in leaves.tokens:
+            apart = (now - leaves.matrix("ref_logp")[0][i])[mask]
+            found["kl/ref"] = (float(((-apart).clamp(max=20.0).exp() - 1 + apart).sum()), count)
+    if "head:value" in leaves.tokens and "returns" in batch.values:
+        wanted = per_token(batch.values["returns"], mask, leaves.tokens["head:value"])[mask]
+        missed = (leaves.matrix("head:value")[0][i][mask] - wanted).square().sum()
+        found["value/unexplained"] = (float(missed), float(wanted.square().sum()))
+    return found
 
 
 def rewards_of(term: Term, batch: TermBatch, leaves: Leaves) -> Tensor | None:
@@ -663,6 +693,9 @@ def measure(
             moved(name, "response", which)
             if outcome.rewards:
                 put(f"rewards/{name}", outcome.rewards["response"][which])
+    elif batch.kind == "Rollouts":
+        put("logps/sampled", logps.get("response"))
+        put("lengths/sampled", lengths["response"])
     elif batch.kind == "Demos" and logps:
         put("logps/chosen", logps["response"])
         found["nll_per_token"] = (
