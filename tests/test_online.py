@@ -74,6 +74,12 @@ KILLS = [
     "sampling", "a line of the ledger", "sampled", "judging", "judged", "pairing", "paired", "training", "a checkpoint",
     "model saved", "summary", "second round sampling", "second round judging", "second round training",
 ]  # fmt: skip
+RL_KILLS = ["log-probs", "weighed", "training", "critic", "second round log-probs", "second round training"]
+PPO: dict[str, Any] = {
+    **{k: v for k, v in SMALL.items() if k != "pair"}, "objective": "ppo", "epochs": 2, "temperature": 0.7,
+    "advantage": {"rule": "gae", "kl": 0.05, "whiten": True, "kl_target": 0.1, "kl_horizon": 20},
+    "critic": {"learning_rate": 1e-3},
+}  # fmt: skip
 
 
 def _killed(settings: dict[str, Any], log: str, place: str | None, environment: dict[str, str]) -> None:
@@ -128,6 +134,14 @@ def _killed(settings: dict[str, Any], log: str, place: str | None, environment: 
             die(1, room, "pair")
         case "paired":
             die(3, room, "write", before=False)
+        case "log-probs":
+            die(2, room, "said_of")
+        case "weighed":
+            die(3, room, "write", before=False)
+        case "critic":
+            die(6, Step, "update")
+        case "second round log-probs":
+            die(5, room, "said_of")
         case "training":
             die(2, Step, "update")
         case "a checkpoint":
@@ -161,7 +175,8 @@ def whole(model_folder, tmp_path_factory):
         if which not in done:
             folder = tmp_path_factory.mktemp(which)
             known = {"model": str(model_folder), "prompts": str(prompts_file(folder)), "judge": "length"}
-            settings = SMALL | known | {"rounds": 2 if which == "rounds" else 1}
+            settings = (PPO if which.startswith("ppo") else SMALL) | known
+            settings = settings | {"rounds": 2 if which.endswith("rounds") else 1}
             assert finish(settings | {"output": str(folder / "whole")}, folder / "log") == [0]
             done[which] = settings, folder / "whole", folder / "log"
         return done[which]
@@ -198,6 +213,16 @@ def test_killed_in_any_phase_it_ends_as_the_straight_loop_and_asks_no_judge_twic
     assert set(asked.values()) == {1}
 
 
+@pytest.mark.parametrize("place", RL_KILLS)
+def test_policy_gradients_are_killed_and_go_on_alike(place, whole, tmp_path):
+    settings, straight, log = whole("ppo rounds" if place.startswith("second") else "ppo round")
+    given = settings | {"output": str(tmp_path / "loop")}
+    assert finish(given, tmp_path / "log", place) == [-signal.SIGKILL]
+    assert finish(given, tmp_path / "log") == [0]
+    assert_same(tmp_path / "loop", straight)
+    assert Counter((tmp_path / "log").read_text().splitlines()) == Counter(log.read_text().splitlines())
+
+
 def test_what_is_compared_is_not_empty(whole):
     _, straight, log = whole()
     told = json.loads((straight / "summary.json").read_text())["rounds"]
@@ -221,6 +246,109 @@ def test_train_repeats_a_round_from_its_config(whole, accord, tmp_path):
         assert code == 0, err
         a, b = (load_file(f / "model" / "model.safetensors") for f in (tmp_path / number, straight / "rounds" / number))
         assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_train_repeats_a_round_of_a_policy_gradient_and_its_critic(whole, accord, tmp_path):
+    _, straight, _ = whole("ppo rounds")
+    for number in ("2", "2-critic"):
+        code, _, err = accord("train", straight / "rounds" / number / "config.yaml", "--output", tmp_path / number)
+        assert code == 0, err
+        both = [f / "model" for f in (tmp_path / number, straight / "rounds" / number)]
+        for file in ("model.safetensors", "heads.safetensors")[: 2 if number == "2-critic" else 1]:
+            a, b = (load_file(f / file) for f in both)
+            assert all(torch.equal(a[k], b[k]) for k in b)
+
+
+def test_a_round_of_ppo_begins_at_a_ratio_of_one_and_hands_its_price_and_its_critic_on(whole):
+    _, straight, _ = whole("ppo rounds")
+    rounds = json.loads((straight / "summary.json").read_text())["rounds"]
+    assert rounds[0]["advantage"]["kl"] == 0.05
+    assert rounds[1]["advantage"]["kl"] == rounds[0]["memory"]["kl"] != 0.05
+    assert rounds[0]["memory"]["scores"][0] == rounds[0]["answers"]
+    for number in ("1", "2"):
+        first = json.loads((straight / "rounds" / number / "metrics.jsonl").read_text().splitlines()[0])
+        assert first["kl/old"] == pytest.approx(0.0, abs=1e-10)  # though it sampled at a temperature of 0.7
+        assert first["ratio/mean"] == pytest.approx(1.0, abs=1e-5)
+        assert first["ratio/clipped"] == 0.0
+        records = room.read(straight / "records" / f"round-{number}" / "paired.jsonl")
+        flat = [a for r in records for x in r.responses for a in x.advantages]
+        assert sum(flat) == pytest.approx(0.0, abs=1e-6)
+        values = [v for r in records for x in r.responses for v in x.values]
+        assert any(values) == (number == "2"), "a new critic expects nothing, the next round asks what it has learned"
+    sampled = room.read(straight / "records" / "round-1" / "sampled.jsonl")
+    old = [x.sampling_logprobs for r in sampled for x in r.responses]
+    trained = room.read(straight / "records" / "round-1" / "paired.jsonl")
+    now = [x.sampling_logprobs for r in trained for x in r.responses]
+    assert all(a == pytest.approx(b, abs=1e-3) for a, b in zip(old, now, strict=True))
+
+
+def test_a_value_head_on_the_policy_learns_over_the_rounds(model_folder, tmp_path, by_length):
+    given = {k: v for k, v in PPO.items() if k != "critic"}
+    given |= {"objective": [{"name": "ppo", "clip": 0.1}, {"name": "critic", "weight": 0.1, "clip": 0.0}],
+              "rounds": 6, "learning_rates": {"head:value": 3e-2}, "epochs": 4}  # fmt: skip
+    done = loop(str(model_folder), prompts_file(tmp_path), "length", output=str(tmp_path / "loop"), **given)
+    missed = []
+    for number in ("1", "6"):
+        lines = (done.folder / "rounds" / number / "metrics.jsonl").read_text().splitlines()
+        missed.append(json.loads(lines[0])["value/unexplained"])
+    assert missed[0] == 1.0  # a new head expects nothing
+    assert missed[1] < 0.5
+
+
+def test_answers_that_nobody_scored_are_left_out_and_the_greedy_one_is_no_example(model_folder, tmp_path, monkeypatch):
+    class Fails(Listed):
+        def __call__(self, records, say=None):
+            found = super().__call__(records, say)
+            return [said[:1] + said[2:] for said in found]  # the second answer of each
+
+    monkeypatch.setattr(judging, "find", lambda words, **where: Fails(words))
+    given = {k: v for k, v in SMALL.items() if k not in ("pair", "reference")} | {
+        "rounds": 1, "samples": 3, "objective": "reinforce", "advantage": {"rule": "greedy"},
+    }  # fmt: skip
+    done = loop(str(model_folder), prompts_file(tmp_path), "length", output=str(tmp_path / "loop"), **given)
+    sampled = room.read(done.folder / "records" / "round-1" / "judged.jsonl")
+    assert [a.sampler.temperature for a in sampled[0].responses] == [1.0, 1.0, 1.0, 0.0]
+    trained = room.read(done.folder / "records" / "round-1" / "paired.jsonl")
+    for before, after in zip(sampled, trained, strict=True):
+        assert [a.token_ids for a in after.responses] == [before.responses[i].token_ids for i in (0, 2)]
+        score = {j.response: j.value for j in before.judgements}
+        for i, a in zip((0, 2), after.responses, strict=True):
+            assert a.advantages == pytest.approx([min(max(score[i] - score[3], -5), 5)] * len(a.token_ids))
+    assert done.rounds[0]["left"]["left: an answer without a score"]["count"] == 7
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"objective": "rloo", "advantage": {"rule": "loo"}, "rounds": 15},  # few answers stay inside of its clip
+        {"objective": "reinforce", "advantage": {"rule": "loo"}},
+        {"objective": "ppo", "advantage": {"rule": "batch_norm"}, "epochs": 2},
+        {"objective": "dr_grpo", "longest": 6, "advantage": {"rule": "group_norm"}},
+    ],
+    ids=lambda given: given["objective"],
+)
+def test_policy_gradients_learn_what_the_judge_likes(given, model_folder, tmp_path, by_length):
+    """As `test_it_learns_what_the_judge_likes`, with the same judge and the same answers a round."""
+    settings = {k: v for k, v in SMALL.items() if k not in ("pair", "reference")}
+    settings |= {"rounds": 10, "samples": 6, "batch_size": 12, "learning_rate": 3e-3} | given
+    done = loop(str(model_folder), prompts_file(tmp_path, 8), "length", output=str(tmp_path / "loop"), **settings)
+    means = [r["judges"]["length"]["mean"] for r in done.rounds]
+    spread = done.rounds[0]["judges"]["length"]["spread"] / 48**0.5
+    assert means[-1] > means[0] + 3 * spread
+
+
+def test_the_rate_falls_over_the_rounds_and_a_run_stops_where_it_has_gone_too_far(model_folder, tmp_path, by_length):
+    given = {k: v for k, v in SMALL.items() if k not in ("pair", "reference")}
+    given |= {"objective": "ppo", "advantage": {"rule": "loo"}, "anneal": "linear", "epochs": 20, "target_kl": 1e-3}
+    done = loop(str(model_folder), prompts_file(tmp_path), "length", output=str(tmp_path / "loop"), **given)
+    held = [yaml.safe_load((done.folder / "rounds" / n / "config.yaml").read_text()) for n in ("1", "2")]
+    assert [h["learning_rate"] for h in held] == [1e-3, 5e-4]
+    lines = [json.loads(x) for x in (done.folder / "rounds" / "1" / "metrics.jsonl").read_text().splitlines()]
+    gone = [line["kl/old"] for line in lines]
+    assert 1 < len(gone) < 80
+    assert gone[-1] > 1e-3 >= max(gone[:-1])
+    summary = json.loads((done.folder / "rounds" / "1" / "summary.json").read_text())
+    assert summary["finished"] == "early stop"
 
 
 @pytest.mark.parametrize("reference", ["fixed", "previous"])
@@ -363,7 +491,7 @@ def test_the_settings_of_a_preset_are_those_that_were_published():
         "sppo": {"samples": 5, "beta": 0.001, "rounds": 3, "learning_rate": 5e-7, "reference": "previous"},
         "inpo": {"samples": 8, "eta": 0.005, "rounds": 3, "batch_size": 128, "warmup": 0.03},
         "d2o": {"samples": 11, "alpha": 0.1, "beta": 0.1},
-        "ppo": {"clip": 0.2, "epochs": 4, "temperature": 0.7, "learning_rate": 3e-6, "adam_epsilon": 1e-5, "batch_size": 512},
+        "ppo": {"clip": 0.2, "epochs": 4, "temperature": 0.7, "learning_rate": 3e-6, "adam_epsilon": 1e-5},
         "rloo": {"samples": 4, "clip": 0.2, "learning_rate": 1e-6},
         "remax": {"temperature": 1.0, "top_p": 0.9},
         "f_dpg": {"learning_rate": 1.41e-5},
@@ -436,6 +564,16 @@ def test_pairs_on_the_command_line(accord, tmp_path):
         ({"round": 3}, "did you mean 'rounds'"),
         ({"samples": 0}, "samples=0 must be at least 1"),
         ({"first": {"max_steps": 3}}, "first: data is missing"),
+        ({"objective": "ppo"}, "advantage is missing: ppo learns from advantages"),
+        ({"advantage": {"rule": "loo"}}, "nothing reads advantage: dpo is no policy gradient"),
+        ({"objective": "rloo", "advantage": {"rule": "loo"}}, "pair.rule: first_second makes pairs"),
+        ({"objective": "ppo", "advantage": {"rule": "gae"}, "pair": None}, "gae needs one critic"),
+        ({"objective": "ppo", "advantage": {"rule": "loo"}, "pair": None, "critic": {}}, "nothing reads a critic"),
+        ({"objective": "ppo", "advantage": {"rule": "loo"}, "pair": None, "temperature": 0}, "temperature=0"),
+        ({"objective": "ppo", "advantage": {"rule": "loo"}, "pair": None}, "nothing reads reference='fixed'"),
+        ({"critic": {}}, "nothing reads critic"),
+        ({"anneal": "linear", "learning_rate": None}, "set learning_rate"),
+        ({"target_kl": 0.1}, "nothing reads target_kl"),
         ({"max_new_tokens": 250, "max_length": 250}, "no prompt leaves room for max_new_tokens=250"),
     ],
 )

@@ -124,9 +124,9 @@ def still(case: laws.Case, base: float, value: float) -> laws.Case:
         width = first.logp.shape[1]
         plain |= {"mask": torch.ones_like(first.mask), "logp": torch.full_like(first.logp, base / width)}
     if isinstance(first, Rollouts):
-        at = torch.full_like(first.logp, base / first.logp.shape[1])
-        sign = torch.full_like(at, 1.0 if value else -1.0)
-        plain = {"mask": torch.ones_like(first.mask), "logp": at, "old_logp": at.clone(), "advantage": sign}
+        each = torch.full_like(first.logp, base / first.logp.shape[1])
+        sign = torch.full_like(each, 1.0 if value else -1.0)
+        plain = {"mask": torch.ones_like(first.mask), "logp": each, "old_logp": each.clone(), "advantage": sign}
     first = replace(first, **plain)
     pool = dict(case.pool)
     for need, kind in pool.items():

@@ -551,8 +551,8 @@ def _check_weighing(
     learns = any("value" in term.needs for term in terms.values())
     if weighing.rule == "gae" and learns == (given["critic"] is not None):
         raise ConfigError(
-            "advantage.rule: gae needs one critic: a head on the policy, objective: [ppo, {name: critic, weight: 0.1}], "
-            "or a model apart, critic: {model: FOLDER}" + ("; it has both" if learns else "")
+            "advantage.rule: gae needs one critic: a head on the policy, objective: [ppo, {name: critic, weight: 0.1}],"
+            " or a model apart, critic: {model: FOLDER}" + ("; it has both" if learns else "")
         )
     if weighing.rule != "gae" and (learns or given["critic"] is not None):
         raise ConfigError(f"nothing reads a critic under advantage.rule: {weighing.rule}; gae does")

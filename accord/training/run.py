@@ -429,7 +429,8 @@ def train(
         LoopOptions(
             max_steps=steps, learning_rates=tuple(rates), schedule=schedule, warmup=warmup,
             eval_steps=eval_steps or (max(1, steps // 5) if patience is not None or save_best else None),
-            save_steps=save_steps, patience=patience, best_metric=best_metric, on_verdict=on_verdict, target_kl=target_kl,
+            save_steps=save_steps, patience=patience, best_metric=best_metric, on_verdict=on_verdict,
+            target_kl=target_kl,
         ),
         folder, checkpoints, processes, watcher, held, Panel(watching, terms), held_step, probes,
     )  # fmt: skip
@@ -535,7 +536,8 @@ def check_bounds(given: Mapping[str, Any]) -> None:
         ("keep_checkpoints", 1, math.inf), ("eval_steps", 1, math.inf), ("save_steps", 1, math.inf),
         ("patience", 1, math.inf), ("warmup", 0, 1), ("weight_decay", 0, math.inf), ("max_grad_norm", 1e-9, math.inf),
         ("probe_every", 1, math.inf), ("probe_samples", 0, math.inf),
-        ("temperature", 1e-3, math.inf), ("target_kl", 1e-12, math.inf), ("adam_beta1", 0, 1 - 1e-9), ("adam_beta2", 0, 1 - 1e-9), ("adam_epsilon", 0, 1),
+        ("temperature", 1e-3, math.inf), ("target_kl", 1e-12, math.inf),
+        ("adam_beta1", 0, 1 - 1e-9), ("adam_beta2", 0, 1 - 1e-9), ("adam_epsilon", 0, 1),
     ):  # fmt: skip
         value = given.get(name)
         if value is not None and not low <= value <= high:
@@ -607,7 +609,7 @@ def parameter_groups(
         if key not in components:
             raise ConfigError(f"learning_rates: there is no component {key!r}; there are {sorted(components)}")
     # a head starts at zero and is no pretrained weight: unless told otherwise it learns a thousand times faster; one
-    # that makes a reward or expects one, a sum over the width of the trunk, ten times, and beside adapters as fast as they
+    # that makes a reward or expects one, a sum over the width of the trunk, ten times, beside adapters as fast as they
     factor = {f"head:{name}": 10 if "trunk" in components else 1 for name in (*REWARDS, "value")}
     own = [rates.get(c, rate * factor.get(c, 1000 if c.startswith("head:") else 1)) for c, _ in groups]
     return [
