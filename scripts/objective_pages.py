@@ -114,7 +114,8 @@ def index() -> str:
         "how to read a row.", "",
         "Pictures and tails: a pair is moved away from its reference, chosen up and rejected down by half of the "
         "margin each (a, b their log-probs); a single response up by its log-ratio, or without a reference along its "
-        "log-prob; of a group, the best up and the worst down. Statistics of the batch are those at the reference, and "
+        "log-prob; a sampled answer by its log-ratio to the policy that sampled it, with advantages of 1 and -1; of a "
+        "group, the best up and the worst down. Statistics of the batch are those at the reference, and "
         "far out every response is unlikely. Strengths are 1 (`soft_dpo` at 1 is `dpo`; below 1 it turns back beyond "
         "its margin), scores 1 and 0 (of a group, from 1 down to 0), all answers have 20 tokens: a number that stands "
         "for a tail is one of these. Rewards are moved as log-probs are, from 0.", "",

@@ -34,7 +34,7 @@ from accord.errors import AccordError
 from accord.judges import table as judges
 from accord.lab import curves, frame
 from accord.objectives import facts, table
-from accord.online import methods, pairing
+from accord.online import advantages, methods, pairing
 from accord.stats import proportion
 from tests import oracles, test_laws, test_walls
 from tests.conftest import ROOT, mixed_records
@@ -304,7 +304,14 @@ def test_loops_are_told_as_they_are() -> None:
     known = config.keywords(PACKAGE / "online" / "loop.py", "loop").values()
     assert _defaults(cells(page, "setting of a loop")) == {s.name: ... if s.required else s.default for s in known}
     assert _defaults(cells(page, "option of pairing")) == {f.name: f.default for f in fields(pairing.PairOptions)}
-    told = {name: {row[0].strip("`"): row[-1] for row in cells(page, name)} for name in ("rule", "label", "preset")}
+    told = {
+        name: {row[0].strip("`"): row[-1] for row in cells(page, name)}
+        for name in ("rule", "label", "preset", "advantage")
+    }
+    assert _defaults(cells(page, "option of advantages")) == {
+        f.name: f.default for f in fields(advantages.AdvantageOptions)
+    }
+    assert told["advantage"] == {rule: advantages.says(rule) for rule in advantages.RULES}
     assert told["rule"] == {rule: pairing.says(rule) for rule in pairing.RULES}
     assert told["label"] == {name: (f.__doc__ or "").strip() for name, f in pairing.LABELS.items()}
     assert told["preset"] == {name: p.about for name, p in methods.presets().items()}

@@ -82,6 +82,13 @@ def of_its_own(row: table.Row, own: list[Record]) -> list[Record]:
         if row.name == "spin":
             return [judged(r, [d, r.responses[0]], [1.0, 0.0]) for r, d in zip(own, other, strict=True)]
         return [judged(r, [*r.responses, d], [1.0, 1.0, 1.0, 0.0]) for r, d in zip(own, other, strict=True)]
+    if row.name == "critic":  # every token returns what its answer was rated
+        own = [
+            r.model_copy(update={"responses": tuple(
+                a.model_copy(update=dict.fromkeys(("advantages", "returns"), (1.0,) * len(a.token_ids or ()))
+                             | {"values": (0.0,) * len(a.token_ids or ())}) for a in r.responses)})
+            for r in own
+        ]  # fmt: skip
     shortest = [sorted(r.responses, key=lambda a: len(a.plain_text)) for r in own]  # a judge who likes it short
     return [judged(r, a, [0.9, 0.5, 0.1]) for r, a in zip(own, shortest, strict=True)]
 
@@ -121,7 +128,7 @@ def tiny(heads: tuple[str, ...] = ()) -> tuple[models.Policy, dict[str, torch.Te
 def losses(row: table.Row, own: list[Record], seed: int) -> tuple[float, float]:
     """Loss on the fixed batch before and after the updates."""
     torch.manual_seed(seed)
-    records, view = (of_its_own(row, own), {}) if row.name in OWN else given(row.feeds_on)
+    records, view = (of_its_own(row, own), {}) if row.name in OWN or row.feeds_on == "Rollouts" else given(row.feeds_on)
     if "attribute" in row.needs:  # summaries rated by people in several attributes
         records, view = given("Groups")[0], {"rescale": "unit", "attributes": ["overall", "coverage"]}
     terms, counts = plan.terms(row.name, {}, view=view), Counts()

@@ -3,7 +3,8 @@
 One example is moved away from its reference: chosen up and rejected down by half of the margin each; a single response
 up by all of it (without a reference: along its log-prob, up to 0); of a group, the best up and the worst down. What
 else a row asks for stands as at the reference: no KL, log Z = 0, scores 1 and 0, twenty tokens, stats of a batch there.
-A row on rewards goes along those in their place: all attributes alike, an embedding by its first number beside a 1.
+A sampled answer has advantages of 1 (good) or -1 (bad). A row on rewards goes along those in their place: all
+attributes alike, an embedding by its first number beside a 1.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class Curve:
 
 def moved(row: table.Row) -> dict[str, dict[str, float]]:
     """Name of each curve to how far a margin of 1 moves what it is about."""
-    if row.feeds_on in ("Points", "Tokens", "Rollouts"):
+    if row.feeds_on in ("Points", "Tokens", "Rollouts") and "value" not in row.needs:
         return {"good": {"logp": 1.0}, "bad": {"logp": 1.0}}
-    return {"": {"logp": 1.0} if row.feeds_on == "Demos" else {"chosen": 0.5, "rejected": -0.5}}
+    return {"": {"logp": 1.0} if row.feeds_on in ("Demos", "Rollouts") else {"chosen": 0.5, "rejected": -0.5}}
 
 
 def absolute(row: table.Row) -> bool:
@@ -73,7 +74,7 @@ def curve(row: table.Row, name: str, margin: Tensor) -> Curve:
     if not row.logps:
         (head,) = (need for need in row.needs if need in laws.HEADS)
         wide = [f for f in laws.logps(case.first) if getattr(case.pool[head], f).ndim > case.first.__dict__[f].ndim]
-        moved_ = sides(laws.fill(case.first, torch.zeros_like), 1.0, False)
+        moved_ = sides(laws.fill(case.first, torch.zeros_like), 1.0, bool(laws.holes(case.first)))
         put = {f: getattr(moved_, f) for f in laws.logps(moved_)}
         for f in wide:
             other = getattr(case.pool[head], f) * 0
@@ -188,6 +189,8 @@ HELD = {
 def along(row: table.Row) -> str:
     """What a curve goes along."""
     single = "chosen" not in next(iter(moved(row).values()))
+    if "value" in row.needs:
+        return "value beyond the return"
     if not row.logps:
         return "reward" if single else "margin of rewards"
     return "log-prob" if absolute(row) else "log-ratio" if single else "margin"
@@ -198,6 +201,8 @@ LETTERS = {"chosen": "dL/da", "rejected": "dL/db", "logp": "dL/dlogp"}
 
 def letter(row: table.Row, side: str) -> str:
     """How the slope by a side is written in the row's equation."""
+    if "value" in row.needs:
+        return "dL/dv"
     return LETTERS[side] if row.logps else {"chosen": "dL/ds_w", "rejected": "dL/ds_l"}.get(side, "dL/ds")
 
 

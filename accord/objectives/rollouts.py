@@ -141,7 +141,7 @@ def grpo(rollouts: Rollouts, ref_tokens: Tokens, *, clip: float = 0.2, beta: flo
     Returns:
         [B]; -A averaged over the tokens at policy = pi_old = reference.
 
-    Source: arXiv 2402.03300 (the codes of TRL and open-instruct were read). TRL's beta is 0, and it divides by the
+    Source: arXiv 2402.03300 (TRL's code was read). TRL's beta is 0, and it divides by the
     tokens of the update (`ppo` does). Over answers of the policy the slope of k3 is that of KL(reference | policy), not
     of KL(policy | reference); for that one stand `hypo` beside `dr_grpo`, or have the KL in the reward.
 

@@ -42,8 +42,8 @@ class AdvantageOptions:
         whiten_rewards: divide the tokens' rewards by their standard deviation over the round; their mean stays.
         gamma: discount a token. lam: of `gae`: 1 is all that followed, 0 the next value alone.
         greedy_clip: of `greedy`: the difference of the scores is held within this of 0; null does not hold it.
-        divergence: of `f_dpg`: from the policy that is aimed at (p), `forward_kl` is KL(p | pi), `reverse_kl` is
-            KL(pi | p); also `js`, `tv`, `chi2`, `reverse_chi2`.
+        divergence: of `f_dpg`: from the policy that is aimed at; `forward_kl` is the mean of log p / pi over p,
+            `reverse_kl` that of log pi / p over pi; also `js`, `tv`, `chi2`, `reverse_chi2`.
         whiten: take the mean of all tokens' advantages off and divide by their standard deviation, over the round.
         clip: advantages are then held within this of 0.
     """
