@@ -35,7 +35,7 @@ class LoopOptions:
     patience: int | None = None
     best_metric: str = "eval_loss"
     on_verdict: Literal["warn", "stop", "nothing"] = "warn"
-    target_kl: float | None = None
+    target_kl: float = math.inf
 
 
 def rate_factor(step: int, options: LoopOptions) -> float:
@@ -139,7 +139,7 @@ class Loop:
                     evaluation, _ = self.evaluate(progress.step)
                     if self._judge(progress, evaluation):
                         reason = "early stop"
-                if self._too_far(last):
+                if any(v > self.options.target_kl for k, v in last.items() if k.endswith("kl/old")):
                     reason = "early stop"
                 stopping = self.processes.any(stop.is_set())
                 if reason == "done" and (stopping or self.halted):
@@ -214,11 +214,6 @@ class Loop:
 
     def _impatient(self, progress: Progress) -> bool:
         return self.options.patience is not None and progress.evals_since_best >= self.options.patience
-
-    def _too_far(self, row: dict[str, float]) -> bool:
-        """Whether the policy has left the one that sampled its rollouts."""
-        most = self.options.target_kl
-        return most is not None and any(v > most for k, v in row.items() if k.endswith("kl/old"))
 
     @staticmethod
     def _due(every: int | None, step: int) -> bool:

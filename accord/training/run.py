@@ -430,7 +430,7 @@ def train(
             max_steps=steps, learning_rates=tuple(rates), schedule=schedule, warmup=warmup,
             eval_steps=eval_steps or (max(1, steps // 5) if patience is not None or save_best else None),
             save_steps=save_steps, patience=patience, best_metric=best_metric, on_verdict=on_verdict,
-            target_kl=target_kl,
+            target_kl=math.inf if target_kl is None else target_kl,
         ),
         folder, checkpoints, processes, watcher, held, Panel(watching, terms), held_step, probes,
     )  # fmt: skip
