@@ -34,9 +34,10 @@ from accord.training.terms import reduced
 from tests.conftest import data_file
 
 STEPS, BATCH, SEEDS, LENGTH, RATE, BUDGET = 20, 4, (0, 1, 2), 32, 3e-4, 4096
-# Some rest at a margin of few nats, which Adam leaps over at that rate; one must leave a place where it rises.
+# Some rest at a margin of few nats, which Adam leaps over at that rate, or are drawn back beyond a clip; one must leave
+# a place where it rises.
 RATES = dict.fromkeys(("ipo", "online_ipo", "online_ipo1", "egpo", "srpo", "exo_rw", "pointwise_dpo_continuous"), 3e-5)
-RATES |= {"discopop": 1e-3}
+RATES |= {"discopop": 1e-3, "grpo": 1e-4}
 PAIRS = "pairwise/ultrafeedback-binarized.train1000.jsonl.gz"
 LABELS = "math/gsm8k.example-model-solutions.jsonl.gz"
 DEMOS = "math/gsm8k.train.jsonl.gz"
