@@ -535,6 +535,7 @@ ROWS: list[Bad] = [
     bad("record", {"responses.0.revised_from": 0}, None, "is no other response"),
     bad("record", {"responses.0.revised_from": 2}, None, "is no other response"),
     bad("record", {"responses.0.sampling_logprobs": [-1.0]}, "responses.0", "one a token"),
+    bad("record", {"responses.0.advantages": [-1.0]}, "responses.0", "one a token"),
     bad("record", {"judgements.0.pair": [0, 2]}, None, "names response 2, but there are 2"),
     bad("record", {"judgements.0.pair": [0, -1]}, None, "names response -1"),
     bad("record", {"judgements.0.pair": [1, 1]}, "judgements.0", "two different responses"),

@@ -193,6 +193,32 @@ def test_content_key_changes_with_one_weight(tmp_path):
     assert models.content_key(tmp_path / "b") != before
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_temperature_divides_the_logits(frozen):
+    torch.manual_seed(0)
+    model = make_llama()
+    if frozen:
+        model.get_output_embeddings().weight.requires_grad_(False)
+    scorer = logprobs.Scorer(model, layout="padded", temperature=0.7)
+    seqs = sequences()
+    micro = pack(seqs, micro_batches(seqs, [(i,) for i in range(len(seqs))], 10**6, "padded")[0], "padded")
+    out = scorer(Row.of(micro, "cpu"))["logp"]
+    plainly = torch.cat([t / 0.7 for t, _ in logprobs.Scorer(model, layout="padded").logits(Row.of(micro, "cpu"))])
+    target = torch.from_numpy(micro.target)
+    expected = plainly.log_softmax(-1).gather(-1, target[:, None])[:, 0]
+    assert torch.allclose(out, expected, atol=1e-5)
+    weight = model.model.layers[0].mlp.up_proj.weight
+    (slope,) = torch.autograd.grad(out.sum(), weight)
+    step = torch.zeros_like(weight)
+    step[0, 0] = 1e-2
+    with torch.no_grad():
+        weight += step
+        up = scorer(Row.of(micro, "cpu"))["logp"].double().sum()
+        weight -= 2 * step
+        down = scorer(Row.of(micro, "cpu"))["logp"].double().sum()
+    assert float(slope[0, 0]) == pytest.approx(float(up - down) / 2e-2, rel=0.05, abs=1e-2)
+
+
 @pytest.mark.parametrize("chunk_bytes", [1 << 30, 400 * 4 * 14])
 def test_kl_from_the_reference_is_exact_in_value_and_gradient(chunk_bytes):
     seqs = sequences(contexts=2)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from accord.data.records import FEEDBACK_KINDS, Judgement, Message, Record, Response
 from accord.data.sources import load
 from accord.data.views import MADE_FROM, Branch, Counts, ViewOptions, nothing, split, view
-from accord.errors import ConfigError
+from accord.errors import AccordError, ConfigError
 
 DATA = Path(__file__).parents[1] / os.environ.get("ACCORD_DATA", "../shared/data")
 
@@ -621,6 +621,25 @@ def test_what_nobody_sampled_or_has_no_sibling_is_no_rollout():
     assert [(e.record, e.values["advantage"]) for e in made] == [(0, -1.5), (0, 1.5)]
     assert counts["left: a response that carries no sampling_logprobs"] == 1
     assert counts["left: a single rollout, which has no advantage over others"] == 1
+
+
+def test_rollouts_carry_what_was_made_for_their_tokens():
+    record = sampled_record([1, 4, 5])
+    first = record.responses[0].model_copy(
+        update={"advantages": (0.5, -0.5), "returns": (1.0, 2.0), "values": (0.5, 2.5)}
+    )
+    masked = first.model_copy(update={"trained": (False, True)})
+    counts = Counts()
+    made = view(
+        [record.model_copy(update={"responses": (first, masked, record.responses[2])})], "Rollouts", counts=counts
+    )
+    assert [e.values for e in made] == [
+        {"value": 1, "advantage": (0.5, -0.5), "returns": (1.0, 2.0), "old_value": (0.5, 2.5)},
+        {"value": 4, "advantage": (-0.5,), "returns": (2.0,), "old_value": (2.5,)},
+    ]
+    assert counts["left: a response without advantages beside others that have them"] == 1
+    with pytest.raises(AccordError, match="cannot be mixed; train on them apart"):
+        view([record.model_copy(update={"responses": (first,) * 3}), record], "Rollouts")
 
 
 def test_tokens_are_points_that_are_looked_at_one_by_one():
