@@ -317,6 +317,21 @@ def test_answers_that_nobody_scored_are_left_out_and_the_greedy_one_is_no_exampl
     assert done.rounds[0]["left"]["left: an answer without a score"]["count"] == 7
 
 
+def test_the_judge_who_is_worst_off_rewards_ppo(model_folder, tmp_path, monkeypatch):
+    class Harsh(Listed):
+        def __call__(self, records, say=None):
+            return [tuple(j.model_copy(update={"value": -j.value}) for j in s) for s in super().__call__(records, say)]
+
+    monkeypatch.setattr(judging, "find", lambda words, **where: (Harsh if words == "harsh" else Listed)(words))
+    given = {k: v for k, v in SMALL.items() if k not in ("pair", "reference")} | {
+        "rounds": 1, "objective": "rloo", "advantage": {"rule": "loo"}, "pair": {"together": "group_min"},
+    }  # fmt: skip
+    done = loop(str(model_folder), prompts_file(tmp_path), ["kind", "harsh"], output=str(tmp_path / "loop"), **given)
+    for record in room.read(done.folder / "records" / "round-1" / "paired.jsonl"):
+        one, two = ([len(set(a.plain_text)) for a in record.responses][k] for k in (0, 1))
+        assert [a.advantages[0] for a in record.responses] == [two - one, one - two]
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -571,6 +586,10 @@ def test_pairs_on_the_command_line(accord, tmp_path):
         ({"objective": "ppo", "advantage": {"rule": "loo"}, "pair": None, "critic": {}}, "nothing reads a critic"),
         ({"objective": "ppo", "advantage": {"rule": "loo"}, "pair": None, "temperature": 0}, "temperature=0"),
         ({"objective": "ppo", "advantage": {"rule": "loo"}, "pair": None}, "nothing reads reference='fixed'"),
+        (
+            {"objective": "ppo", "advantage": {"rule": "loo"}, "pair": None, "reference_samples": 1},
+            "learns from its own",
+        ),
         ({"critic": {}}, "nothing reads critic"),
         ({"anneal": "linear", "learning_rate": None}, "set learning_rate"),
         ({"target_kl": 0.1}, "nothing reads target_kl"),

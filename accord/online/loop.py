@@ -133,7 +133,7 @@ def loop(
     given = {k: v for k, v in locals().items() if k != "settings"} | settings
     training.check_types(given, loop)
     watcher = Quiet() if quiet else Console()
-    options = PairOptions.of(pair or ({} if advantage is None else {"rule": "none"}))
+    options = PairOptions.of(({} if advantage is None else {"rule": "none"}) | (pair or {}))
     if options.rule == "policy_vs_ref" and "policy_answers" not in (pair or {}):
         options = replace(options, policy_answers=samples)
     weighing = None if advantage is None else AdvantageOptions.of(advantage)
@@ -546,6 +546,8 @@ def _check_weighing(
     if options.rule != "none":
         raise ConfigError(f"pair.rule: {options.rule} makes pairs, and {sampled[0].name} learns from advantages: leave "
                           "it out")  # fmt: skip
+    if given["reference_samples"]:
+        raise ConfigError("reference_samples are answers of another policy: a policy gradient learns from its own")
     if given["temperature"] == 0:
         raise ConfigError("temperature=0 samples nothing: a policy gradient needs answers that were drawn")
     learns = any("value" in term.needs for term in terms.values())
