@@ -1,4 +1,4 @@
-"""`lab claims`: the machinery on a budget of two updates; every recipe that is shipped is read."""
+"""`lab claims`: the machinery on a budget of few updates; every recipe that is shipped is read."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pytest
 
 from accord.data.records import Record, Response
 from accord.errors import AccordError, ConfigError
-from accord.lab import claims, trials
+from accord.judges.ensemble import own_scores
+from accord.lab import claims, scored, trials
 from accord.lab.claims import MADE, Recipe, listed, run, verdict, written
 from accord.lab.frame import VERDICTS
+from accord.training.watch import Quiet
 from tests.conftest import data_file
 
 RECIPE = """
@@ -133,6 +135,67 @@ def test_slices_are_disjoint_and_the_start_is_in_none(tiny):
     assert seen[0] != seen[1]
 
 
+SOURCES = """
+claim: Sharing by min-norm is calmer than an ensemble.
+paper: "2312.07401"
+data:
+  sources: {people: hh/harmless-base.test.jsonl.gz, raters: pairwise/ultrafeedback-binarized.eval200.jsonl.gz}
+  start: 0
+  train: 8
+  held_out: 6
+settings: {objective: bradley_terry, max_steps: 4, learning_rate: 0.001, responses: 8, max_length: 96, eval_steps: 1}
+arms:
+  more: {sharing: {rule: more, normalise: none}}
+  apart: {sharing: ensemble, max_steps: 2}
+  policy: {objective: dpo, beta: 0.5, sources: [people]}
+cases:
+  ece: {less: more, than: apart, in: ece}
+  wobble: {less: more, than: policy, in: wobble}
+"""
+
+
+def test_models_of_real_sources_are_measured_by_their_rewards(tiny, tmp_path):
+    (tmp_path / "sources.yaml").write_text(SOURCES)
+    notes: list[str] = []
+    found = run(seeds=2, policy=tiny, folder=str(tmp_path / "kept"), recipes=str(tmp_path), progress=Notes(notes))
+    arms = found.numbers["recipes"]["sources"]["arms"]
+    for arm, measures in arms.items():
+        assert set(measures) == {*scored.MEASURES} - {"lost", "peak"}  # which no case asks for
+        assert np.isnan(measures.pop("wobble")).all() == (arm == "apart")
+        assert np.isfinite([*measures.values()]).all()
+    trial = claims.Trial(tiny, tmp_path / "kept")
+    recipe = listed(tmp_path)["sources"]
+    train, held = trial.slices(recipe.data, 1)
+    assert [r.source for r in train] == ["people"] * 8 + ["raters"] * 8
+    assert not {r.prompt_key for r in train} & {r.prompt_key for r in held}
+    judge = scored.judge(str(tmp_path / "kept/sources/seed-1/policy/0/model"), tiny, "x", 0.5)
+    people = [r for r in held if r.source == "people"]
+    right = [own_scores(said, 2) for said in judge(people)]
+    assert arms["policy"]["accuracy"][1] == pytest.approx(np.mean([a > b for a, b in right]))
+    (tokens,) = [int(n.split(": ")[1].split()[0].replace(",", "")) for n in notes if n.startswith("  sources:")]
+    of = [trial._mean_length(f) for f in recipe.data.sources.values()]
+    assert tokens == int(2 * 8 * (4 * np.mean(of) + 2 * 2 * np.mean(of) + 4 * of[0]))  # two models of two updates
+    page = (tmp_path / "kept" / "claims.md").read_text()
+    assert "| trained on | people | raters |" in page
+
+
+class Notes(Quiet):
+    def __init__(self, notes: list[str]) -> None:
+        self.notes = notes
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "x.yaml").write_text(SOURCES.replace("[people]", "[peeple]"))
+    with pytest.raises(ConfigError, match="people"):
+        listed(tmp_path)
+    (tmp_path / "x.yaml").write_text(SOURCES.replace("in: ece", "in: nll"))
+    with pytest.raises(ConfigError, match="measure 'nll'"):
+        listed(tmp_path)
+
+
 @pytest.mark.parametrize("name", sorted(p.stem for p in claims.RECIPES.glob("*.yaml")))
 def test_a_shipped_recipe_can_be_read_and_its_settings_are_known(name):
     """Every arm's settings pass what `train` checks, and every source that is named is what the cases need."""
@@ -146,12 +209,13 @@ def test_a_shipped_recipe_can_be_read_and_its_settings_are_known(name):
         return
     assert recipe.cases
     for stages in [*recipe.arms.values(), *([[recipe.start]] if recipe.start else [])]:
-        updates = sum((recipe.settings | s)["max_steps"] for s in stages)
+        apart = claims._separate(stages[-1])  # each source's model takes its part of the updates
+        updates = sum((recipe.settings | s)["max_steps"] for s in stages) * (len(recipe.data.sources) if apart else 1)
         if stages != [recipe.start]:
             assert updates == recipe.settings["max_steps"], "equal compute"
         for stage in stages:
             own = {} if stages == [recipe.start] else recipe.settings
-            settings = {k: v for k, v in (own | stage).items() if k not in ("data", "train", "responses")}
+            settings = {k: v for k, v in (own | stage).items() if k not in ("data", "train", "responses", "sources")}
             known = config.settings().keys()
             options = {k: v for k, v in settings.items() if k not in known}
             given = {k: settings[k] for k in ("view", "length", "log_z") if k in settings}

@@ -11,6 +11,9 @@ arm of every seed is kept when it is done, so that the command can be stopped an
 | `nll` | nats a token of chosen answers |
 | `chosen`, `rejected` | change of the log-prob of an answer since the start, nats |
 | `rule` | score of new answers to held-out prompts, by the rule of the prompt (bundled slogans alone) |
+
+Where the data are several sources, or one of them by its name, what is trained scores pairs, and is measured as
+`accord/lab/scored.py` says: reward models, ensembles of them, and policies by their implicit reward.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from accord.data.records import Judgement, Record
 from accord.data.views import Branch, Counts, view
 from accord.engine import models
 from accord.errors import AccordError, ConfigError, nearest
-from accord.lab import trials
+from accord.lab import scored, trials
 from accord.lab.frame import COLOURS, Claim, Findings, panels
 from accord.lab.trials import judged, log_probs, size, student, together
 from accord.sinks import write_json
@@ -61,14 +64,17 @@ class Data:
         train, held_out: records. start: records of the shared start.
         held_out_name: other data to be measured on: another domain.
         made: how records are made of those of the set, see `MADE`; an arm may say otherwise.
+        sources: name to a file below $ACCORD_DATA, in place of `name`: `train` and `held_out` are then pairs of each
+            source, chosen first, and an arm may say which `sources` it learns from and is measured on.
     """
 
-    name: str
+    name: str = "slogans"
     train: int = 300
     held_out: int = 60
     start: int = 100
     held_out_name: str | None = None
     made: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,8 @@ class Recipe:
         name: the file's. claim, paper: what is said, and its arXiv id. note: what stands in for what, and why.
         not_testable: why it cannot be tried here; nothing else is then read.
         data: see `Data`. settings: of every training. start: settings of one training before all arms, or none.
-        arms: name to settings, or a list of settings one after another; `data` among them is as `made`, and `train`
-            there the number of records.
+        arms: name to settings, or a list of settings one after another; `data` among them is as `made`, `train` there
+            the number of records, and `sources` which of the data's.
         cases: name to {more or less, than, in, within}, arms by name or `a - b`; with `within` (0), it holds if the
             difference is sure to be no further on the wrong side than that; or {correlation: [measure, measure]} over
             the arms. every: the claim is all of its cases at once, not each under its condition.
@@ -113,18 +119,23 @@ class Recipe:
         known(given, cls.__dataclass_fields__, "key")
         known(given.get("data", {}), Data.__dataclass_fields__, "data:")
         arms = {name: arm if isinstance(arm, list) else [arm] for name, arm in given.pop("arms", {}).items()}
+        data = Data(**given.pop("data", {}))
+        for stage in (s for stages in arms.values() for s in stages):
+            known(stage.get("sources", ()), data.sources, "source")
         for case in given.get("cases", {}).values():
             known(case, ("more", "less", "than", "in", "within", "correlation"), "case:")
             sides = [side for key in ("more", "less", "than") if key in case for side in case[key].split(" - ")]
             known(sides, arms, "arm")
-            known([case["in"]] if "in" in case else case["correlation"], MEASURES, "measure")
-        data = Data(**given.pop("data", {"name": "slogans"}))
+            measures = scored.MEASURES if data.sources else MEASURES
+            known([case["in"]] if "in" in case else case["correlation"], measures, "measure")
         return cls(path.stem, arms=arms, data=data, **given)
 
     @property
     def measures(self) -> tuple[str, ...]:
         """What its cases ask for, and what is told in any case."""
         asked = {m for c in self.cases.values() for m in (c.get("correlation") or [c["in"]])}
+        if self.data.sources:
+            return tuple(m for m in scored.MEASURES if m in asked or m not in scored.TRAIL)
         return tuple(m for m in MEASURES if m in asked | {"accuracy", "nll"})
 
 
@@ -174,6 +185,7 @@ def run(
     for name, tokens in told.items():
         progress.note(f"  {name}: {tokens:,} tokens")
     results: dict[str, Any] = {}
+    apart: dict[str, list[str]] = {}
     claims = []
     for recipe in chosen:
         if recipe.not_testable:
@@ -181,13 +193,15 @@ def run(
             continue
         with progress.task(recipe.name) as advance:
             results[recipe.name] = trial.tried(recipe, seeds, advance)
+        if of_each := trial.of_each(recipe, seeds):
+            apart[recipe.name] = scored.lines(of_each)
         claims.append(verdict(recipe, results[recipe.name]))
     numbers = {
         "settings": {"policy": trial.shown, "parameters": trial.parameters, "seeds": seeds, "max_steps": max_steps},
         "recipes": {
             r.name: {"claim": r.claim, "paper": r.paper, "note": " ".join(r.note.split()), "verdict": c.verdict,
                      "because": c.because, "tokens": told.get(r.name, 0), "arms": results.get(r.name, {}),
-                     "cases": r.cases}
+                     "cases": r.cases, "told": apart.get(r.name, [])}
             for r, c in zip(chosen, claims, strict=True)
         },
     }  # fmt: skip
@@ -247,11 +261,22 @@ class Trial:
 
     def slices(self, data: Data, seed: int) -> tuple[list[Record], list[Record]]:
         """Training and held-out records of a seed; those of the start are in neither."""
+        if data.sources:
+            lots = [self.pairs_of(name, file, data, seed) for name, file in data.sources.items()]
+            return [r for train, _ in lots for r in train], [r for _, held in lots for r in held]
         rest = self.records(data.name)[data.start :]
         rest = [rest[i] for i in seeded("claims", seed).permutation(len(rest))]
         other = data.held_out_name
         held = self.records(other)[: data.held_out] if other else rest[: data.held_out]
         return rest[0 if other else data.held_out :][: data.train], held
+
+    def pairs_of(self, name: str, file: str, data: Data, seed: int) -> tuple[list[Record], list[Record]]:
+        """Training and held-out pairs of one source in a seed."""
+        random = seeded("claims", seed, name)
+        rest = self.records(file)[data.start :]
+        return scored.parted(
+            scored.pairs([rest[i] for i in random.permutation(len(rest))], name, random), data.train, data.held_out
+        )
 
     def pairs(self, records: Sequence[Record], seed: int) -> list[Record]:
         """One pair a record, chosen first, to measure on: the widest that its judgements or its rule give."""
@@ -266,7 +291,9 @@ class Trial:
     def settings(self, recipe: Recipe, stage: Mapping[str, Any]) -> dict[str, Any]:
         """Of one training."""
         found = {"max_length": 256, "eval_fraction": 0.0, "precision": "fp32", "warmup": 0.1} | recipe.settings
-        found |= {k: v for k, v in stage.items() if k not in ("data", "train")}
+        found |= {k: v for k, v in stage.items() if k not in ("data", "train", "sources")}
+        if "eval_steps" in found:
+            del found["eval_fraction"]
         if not self.tiny:
             found |= LARGE
         if self.max_steps is not None:
@@ -275,12 +302,15 @@ class Trial:
 
     def tokens(self, recipe: Recipe, seeds: int) -> int:
         """About how many tokens its trainings see: responses an update x updates x mean length, without the start."""
-        mean = self._mean_length(recipe.data.name)
+        of = recipe.data.sources
+        mean = {name: self._mean_length(file) for name, file in of.items()} or self._mean_length(recipe.data.name)
         total = 0.0
         for stages in recipe.arms.values():
             for stage in stages:
                 s = self.settings(recipe, stage)
-                total += s["max_steps"] * s["responses"] * mean
+                lengths = [mean[n] for n in stage.get("sources", of)] if isinstance(mean, dict) else [mean]
+                trainings = len(lengths) if _separate(s) else 1
+                total += s["max_steps"] * s["responses"] * float(np.mean(lengths)) * trainings
         return int(total * seeds)
 
     def _mean_length(self, name: str) -> float:
@@ -291,9 +321,10 @@ class Trial:
         return float(np.mean(lengths))
 
     def trained(
-        self, recipe: Recipe, stage: Mapping[str, Any], records: Any, model: str, output: Path, seed: int
-    ) -> str:
-        """The model of one training; a finished one is not repeated."""
+        self, recipe: Recipe, stage: Mapping[str, Any], records: Any, model: str, output: Path, seed: int,
+        held: Sequence[Record] = (),
+    ) -> str:  # fmt: skip
+        """The model of one training; a finished one is not repeated. held: what it looks at, with `eval_steps`."""
         settings = self.settings(recipe, stage)
         responses = settings.pop("responses")
         settings["batch_size"] = responses // 2 if _on_pairs(settings["objective"]) else responses
@@ -302,20 +333,24 @@ class Trial:
         before = Path(model).parent / "claim.json"  # a training of ours is known by what it was, not by where it lies
         of = json.loads(before.read_text())["identity"] if before.exists() else self.key
         identity = {"settings": settings, "records": [r.id for r in records], "model": of}
+        if "eval_steps" in settings:
+            identity["held"] = [r.id for r in held]
         mark = output / "claim.json"
         text = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
         same = mark.exists() and json.loads(mark.read_text())["identity"] == text
-        if same and (output / "model").exists():
-            return str(output / "model")
+        if same and (found := _finished(output)):
+            return found
         if output.exists() and not same:
             shutil.rmtree(output)
         output.mkdir(parents=True, exist_ok=True)
         write_json(mark, {"identity": text})
-        run = train(model, records, output=str(output), seed=seed, quiet=True, save_steps=None, **settings)
+        looks = {"eval_data": list(held)} if "eval_steps" in settings else {}
+        run = train(model, records, output=str(output), seed=seed, quiet=True, save_steps=None, **looks, **settings)
         if run.summary["finished"] == "interrupted":
             raise AccordError("stopped; the same command goes on from here")
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
-        return str(output / "model")
+        for left in output.rglob("checkpoints"):
+            shutil.rmtree(left, ignore_errors=True)
+        return str(_finished(output))
 
     def started(self, recipe: Recipe) -> str:
         """The policy that all arms start from: trained once for all recipes that ask for the same."""
@@ -340,22 +375,43 @@ class Trial:
             for arm, stages in recipe.arms.items():
                 here, model = self.folder / recipe.name / f"seed-{seed}" / arm, start
                 for number, stage in enumerate(stages):
-                    taken = records[: stage.get("train", len(records))]
-                    model = self.trained(recipe, stage, taken, model, here / str(number), seed)
+                    taken = _from(records, stage)[: stage.get("train", len(records))]
+                    model = self.trained(recipe, stage, taken, model, here / str(number), seed, _from(held, stage))
                 kept = here / "measured.json"
                 identity = [json.loads((here / str(n) / "claim.json").read_text()) for n in range(len(stages))]
                 identity += [asdict(recipe.data), list(recipe.measures)]
                 measured = json.loads(kept.read_text()) if kept.exists() else {}
                 if measured.get("identity") != identity:
-                    if seed not in before:
+                    if recipe.data.sources:
+                        last = self.settings(recipe, stages[-1])
+                        worth = scored.numbers(model, start, _from(held, stages[-1]), last.get("beta", 0.1))
+                        worth |= scored.trail(here / str(len(stages) - 1))
+                    elif seed not in before:
                         pairs = self.pairs(held, seed)
                         before[seed] = (pairs, log_probs(models.load(start, precision="fp32"), pairs))
-                    measured = {"identity": identity, "numbers": self.measured(recipe, model, before[seed], seed)}
+                    if not recipe.data.sources:
+                        worth = self.measured(recipe, model, before[seed], seed)
+                    measured = {"identity": identity, "numbers": worth}
                     write_json(kept, measured)
                 for m in recipe.measures:
                     found[arm][m].append(measured["numbers"][m])
                 done += 1
                 advance(done, seeds * len(recipe.arms))
+        return found
+
+    def of_each(self, recipe: Recipe, seeds: int) -> list[dict[str, Any]]:
+        """What the models of one source each have in common, seed by seed: those of the first ensemble of all."""
+        of = recipe.data.sources
+        arm = next((a for a, s in recipe.arms.items() if _separate(s[-1]) and not s[-1].get("sources")), None)
+        if not of or arm is None:
+            return []
+        found = []
+        for seed in range(seeds):
+            run = self.folder / recipe.name / f"seed-{seed}" / arm / str(len(recipe.arms[arm]) - 1)
+            kept = run / "apart.json"
+            if not kept.exists():
+                write_json(kept, scored.apart(run, self.slices(recipe.data, seed)[1]))
+            found.append(json.loads(kept.read_text()))
         return found
 
     def measured(self, recipe: Recipe, model: str, start: tuple[list[Record], list[np.ndarray]], seed: int) -> Any:
@@ -375,6 +431,24 @@ class Trial:
             answers = trials.answered(policy, asked, samples=2, limit=24, temperature=1.0, seed=seed)
             found["rule"] = float(np.mean([a.scores(f) for a, f in zip(asked, answers, strict=True)]))
         return found
+
+
+def _from(records: list[Record], stage: Mapping[str, Any]) -> list[Record]:
+    """Those of the sources that a stage names; all, where it names none."""
+    named = stage.get("sources")
+    return [r for r in records if r.source in named] if named else records
+
+
+def _separate(stage: Mapping[str, Any]) -> bool:
+    """Whether each source trains a model of its own."""
+    return bool(stage.get("sharing") == "ensemble")
+
+
+def _finished(run: Path) -> str | None:
+    """What a finished training left: its model, or the folder of an ensemble; None if it is not finished."""
+    if (run / "ensemble.json").exists():
+        return str(run)
+    return str(run / "model") if (run / "model").exists() else None
 
 
 def _on_pairs(objective: Any) -> bool:
@@ -478,6 +552,13 @@ MADE: dict[str, Callable[..., list[Record]]] = {
 }  # fmt: skip
 
 
+UNITS = {
+    "accuracy": "of the pairs", "rule": "of the score", "nll": "nats a token", "loss": "nats a pair", "ece": "",
+    "tempered": "", "wobble": "of the pairs", "lost": "of the pairs", "peak": "times the median", "margin": "logits",
+    "spread": "logits",
+}  # fmt: skip
+
+
 # -- verdicts and the page ---------------------------------------------------------------------------------------------
 
 
@@ -497,7 +578,7 @@ def verdict(recipe: Recipe, found: Mapping[str, Mapping[str, Sequence[float]]]) 
         else:
             asked = "more" if "more" in case else "less"
             difference = side(case[asked], case["in"]) - side(case["than"], case["in"])
-            unit = {"accuracy": "of the pairs", "rule": "of the score", "nll": "nats a token"}.get(case["in"], "nats")
+            unit = UNITS.get(case["in"], "nats")
             cases[name] = judged(name, difference, unit, 1 if asked == "more" else -1, case.get("within", 0.0))
     return together(" ".join(recipe.claim.split()), cases, recipe.every)
 
@@ -524,8 +605,13 @@ def written(numbers: Mapping[str, Any]) -> str:
             lines += ["", f"About {r['tokens']:,} tokens; of SmolLM2 at most {hours:.1f} hours on two cores.", ""]
             lines += ["| arm | " + " | ".join(measures) + " |", "|---" * (len(measures) + 1) + "|"]
             for arm, values in r["arms"].items():
-                lines.append(f"| {arm} | " + " | ".join(str(student(values[m])) for m in measures) + " |")
+                lines.append(f"| {arm} | " + " | ".join(_cell(values[m]) for m in measures) + " |")
+            lines += r["told"]
     return "\n".join(lines) + "\n"
+
+
+def _cell(values: Sequence[float]) -> str:
+    return "" if np.isnan(values).any() else str(student(values))
 
 
 def figures(numbers: dict[str, Any]) -> dict[str, Any]:
@@ -538,6 +624,7 @@ def figures(numbers: dict[str, Any]) -> dict[str, Any]:
     for ax in axes.flat[len(drawn) :]:
         ax.set_visible(False)
     labels = {"accuracy": "accuracy, held-out pairs", "nll": "nats a token", "rule": "rule score, 0 to 1"}
+    labels |= {"ece": "ECE, 10 bins", "wobble": "change of accuracy, look to look", "loss": "nats a pair"}
     for ax, (name, r) in zip(axes.flat, drawn.items(), strict=False):
         case = next(iter(r["cases"].values()))
         measure = case.get("in") or case["correlation"][-1]
