@@ -49,6 +49,10 @@ class ConfigError(AccordError):
     """A setting that is unknown, unread, contradictory or impossible."""
 
 
+class ServerError(AccordError):
+    """A server that cannot be asked, or not any more; no record is to blame."""
+
+
 def nearest(name: str, known: Iterable[str], see: str = "") -> str:
     """A sentence that names what `name` was probably meant to be, else all known names, or where they are listed.
 

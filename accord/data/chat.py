@@ -30,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 from jinja2 import TemplateError, TemplateSyntaxError
 
-from accord.data.records import Message, Record, Response
+from accord.data.records import Message, Record, Response, words
 from accord.data.views import Branch, Counts
 from accord.errors import ConfigError, RecordError
 
@@ -101,13 +101,6 @@ APART = re.compile(f"{OPEN}([0-9]+){CLOSE}")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # fields of a message, beside its content
 NO_CALLS = "the template does not show tool calls: they are not trained"
 CALL = {"id": "callzqxj1", "type": "function", "function": {"name": "zqxj", "arguments": {"a": 1}}}
-
-
-def words(message: Message) -> str:
-    """The text of a message; of content in parts, that of all of them."""
-    if isinstance(message.content, list):
-        return "".join(part["text"] for part in message.content)
-    return message.content or ""
 
 
 def _after(context: str, text: str) -> str:

@@ -65,6 +65,13 @@ class Message(_Fact):
         return self.model_dump(exclude_none=True) | {"content": self.content if self.content is not None else ""}
 
 
+def words(message: Message) -> str:
+    """The text of a message; of content in parts, that of all of them."""
+    if isinstance(message.content, list):
+        return "".join(part["text"] for part in message.content)
+    return message.content or ""
+
+
 class Sampler(_Fact):
     """Who answered: `model` is a content key (or a name where no key is known)."""
 

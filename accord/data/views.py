@@ -32,6 +32,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 
+from accord.data import verdicts
 from accord.data.records import FEEDBACK_KINDS, KIND_OF_JUDGEMENT, STRENGTH, Judgement, Message, Record, Response
 from accord.data.store import Growing, Making, Table, each, taken
 from accord.errors import ConfigError, nearest
@@ -44,15 +45,18 @@ PLACES = re.compile(r"\{(?:chosen|rejected)\}")
 @dataclass(frozen=True)
 class Branch:
     """A response of a record under a context; context None is the record's prompt. With `rationale`, under a context
-    that asks for it, the reasons given for the response are what is said."""
+    that asks for it, the reasons given for the response are what is said; with `verdict`, that word."""
 
     record: int
     response: int
     context: tuple[Message, ...] | None = None
     rationale: bool = False
+    verdict: str | None = None
 
     def said(self, record: Record) -> Response:
         """What is trained of the branch's record."""
+        if self.verdict is not None:
+            return Response(text=self.verdict)
         response = record.responses[self.response]
         return Response(text=response.rationale) if self.rationale else response
 
@@ -209,6 +213,9 @@ class ViewOptions:
         rationale: what the prompt is followed by to be told why the one answer is better, with `{chosen}` and
             `{rejected}` in it. A pair then holds the rationale of its chosen response, too; the objective `rationale`
             reads it, and has a text of its own.
+        verdict: teaches a judge: each pair makes two demonstrations, one an order, of the word (A or B) that says which
+            of two answers is better; nothing else is shown. True asks as the judge `self` does; a text of one's own
+            has {prompt}, {first} and {second} in it.
         match_prompts: weighs each bad point (below one half) by how much likelier its prompt is among good ones, as
             a classifier sees it, held in [0.5, 10]: for good and bad answers to different prompts (arXiv 2404.04656).
     """
@@ -233,6 +240,7 @@ class ViewOptions:
     relabel: str | None = None
     revise: str | None = None
     rationale: str | None = None
+    verdict: bool | str = False
     match_prompts: bool = False
 
     def __post_init__(self) -> None:
@@ -269,6 +277,8 @@ class ViewOptions:
         writing = [name for name in ("relabel", "revise", "rationale") if getattr(self, name) is not None]
         if len(writing) > 1:
             raise ConfigError(f"view.{writing[0]} and view.{writing[1]} both write prompts of their own; choose one")
+        if self.verdict:
+            verdicts.read(self.verdict)
         if self.max_pairs is not None and self.max_pairs < 1:
             raise ConfigError(f"view.max_pairs={self.max_pairs} leaves no pair; use 1 or more, or leave it out")
 
@@ -333,6 +343,8 @@ def view(
     used = frozenset(MADE_FROM[kind] if feedback is None else feedback)
     if options.ensemble != "none" and kind != "Pairs":
         raise ConfigError(f"view.ensemble decides about pairs, and these are {kind.lower()}; leave it out")
+    if options.verdict and kind != "Demos":
+        raise ConfigError(f"view.verdict makes demonstrations, and these are {kind.lower()}: train it with sft")
     if options.match_prompts and kind not in ("Points", "Tokens"):
         raise ConfigError(f"view.match_prompts weighs good and bad points, and these are {kind.lower()}; leave it out")
     ranges = observed_ranges(records) if options.rescale != "none" else {}
@@ -469,7 +481,7 @@ class Facts:
         self.ties = self.doubted = 0
         named: dict[frozenset[int], tuple[int, int]] = {}
         said: dict[tuple[str, Any], list[tuple[str, float]]] = {}
-        for j in record.judgements:
+        for j in in_both_orders(record.judgements):
             if j.attribute == STRENGTH:
                 if j.pair is not None and options.ensemble != "none":
                     self.ensemble |= {j.pair: j.value, j.pair[::-1]: -j.value}
@@ -613,6 +625,9 @@ Made = Iterator[tuple[str, Example]]
 
 def demos(facts: Facts) -> Made:
     """Responses worth imitating, each once, under the first kind of feedback that says so."""
+    if facts.options.verdict:
+        yield from taught(facts, verdicts.read(facts.options.verdict))
+        return
     origins: dict[int, str] = {}
     threshold = facts.options.threshold
     good = {
@@ -629,6 +644,25 @@ def demos(facts: Facts) -> Made:
             origins.setdefault(i, origin)
     for i, origin in sorted(origins.items()):
         yield origin, facts.example("Demos", {"response": facts.branch(i)}, {})
+
+
+def taught(facts: Facts, question: str) -> Made:
+    """Of each pair, which of two answers is better, in both orders."""
+    stated = {frozenset(pair) for pair in (*facts.preferences, *facts.margins)}
+    found = [("pairs", *pair) for pair in preferred(facts)]
+    for origin, values in _orders(facts):
+        for better, worse, strength in ordered(facts, origin, values, stated):
+            found.append((origin, better, worse, strength))
+            stated.add(frozenset((better, worse)))
+    for origin, better, worse, strength in found:
+        if strength == 0.5:
+            facts.counts.add("left: a tie, which has no verdict", facts.record)
+            continue
+        good, bad = (facts.record.responses[i].plain_text for i in (better, worse))
+        for first, second, verdict in ((good, bad, verdicts.FIRST), (bad, good, verdicts.SECOND)):
+            context = verdicts.asked(facts.record.messages, first, second, question)
+            branch = replace(facts.branch(better, context), verdict=verdict)
+            yield origin, facts.example("Demos", {"response": branch}, {})
 
 
 def _best(facts: Facts, what: str, values: dict[int, float]) -> list[int]:
@@ -949,6 +983,44 @@ def _share(votes: list[float]) -> float:
     0.625
     """
     return math.fsum(1.0 if v > 0.5 else 0.5 if v == 0.5 else 0.0 for v in votes) / len(votes)
+
+
+def in_both_orders(judgements: Iterable[Judgement]) -> list[Judgement]:
+    """The judgements, with what one judge said of a pair in several orders as one: see `together`.
+
+    >>> said = [Judgement(kind="preference", pair=(0, 1), value=v, order=o) for v, o in ((0.9, (0, 1)), (0.5, (1, 0)))]
+    >>> [round(j.value, 6) for j in in_both_orders(said)]
+    [0.75]
+    """
+    judgements = list(judgements)
+    if all(j.order is None for j in judgements):
+        return judgements
+    found: dict[Any, list[Judgement]] = {}
+    for n, j in enumerate(judgements):
+        apart = j.pair is None or j.margin or j.order is None or j.step is not None or j.span is not None
+        found.setdefault(n if apart or j.pair is None else (j.by, j.attribute, frozenset(j.pair)), []).append(j)
+    made = []
+    for several in found.values():
+        first = several[0]
+        if len(several) > 1:
+            values = [j.value if j.pair == first.pair else 1 - j.value for j in several]
+            first = first.model_copy(update={"value": together(values), "order": None})
+        made.append(first)
+    return made
+
+
+def together(verdicts: Seq[float]) -> float:
+    """P(the first is better) of several verdicts on a pair: the mean of their log-odds, so that a liking for the first
+    place falls out where both orders were judged; of verdicts that are certain, or ties, their mean.
+
+    >>> round(together([0.9, 0.5]), 6), together([1.0, 0.0]), together([1.0, 0.5])
+    (0.75, 0.5, 0.75)
+    """
+    if len(set(verdicts)) == 1:
+        return verdicts[0]
+    if not all(0 < v < 1 for v in verdicts):
+        return math.fsum(verdicts) / len(verdicts)
+    return _sigmoid(math.fsum(math.log(v / (1 - v)) for v in verdicts) / len(verdicts))
 
 
 def _sigmoid(x: float) -> float:

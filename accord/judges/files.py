@@ -18,8 +18,10 @@ from typing import Any
 
 from accord.data.records import Judgement, Record
 from accord.data.rows import many
-from accord.errors import AccordError, ConfigError
-from accord.judges.frame import Judge, Say, Unjudged, reason, said_beside
+from accord.data.views import in_both_orders
+from accord.errors import AccordError, ConfigError, ServerError
+from accord.judges.agreement import Agreement
+from accord.judges.frame import Judge, Say, Unjudged, noted, reason, said_beside
 
 BATCH = 64  # records that are judged and written together: what a kill loses at most
 NAMED = 20  # failures that are named
@@ -30,7 +32,8 @@ class Tally:
     """What one judge said, in numbers.
 
     values: number, mean and standard deviation of its scores (of preferences, P(first is better)); pairs: of responses
-    of one record that can be compared, ties: of equal value among them; failures: reason to number of records.
+    of one record that can be compared, ties: of equal value among them; failures: reason to number of records;
+    agreement: of its verdicts with each other.
     """
 
     by: str
@@ -43,6 +46,7 @@ class Tally:
     missing: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     named: list[dict[str, Any]] = field(default_factory=list)
+    agreement: Agreement = field(default_factory=Agreement)
 
     def add(self, record: Record, said: Seq[Judgement]) -> None:
         """Counts what was said of one record."""
@@ -57,7 +61,8 @@ class Tally:
         for a, b in combinations(scores, 2):
             self.pairs += 1
             self.ties += a.value == b.value
-        preferences = [j for j in said if j.kind == "preference"]
+        self.agreement.add(said)
+        preferences = in_both_orders(j for j in said if j.kind == "preference")
         self.pairs += len(preferences)
         self.ties += sum(j.value == (0.0 if j.margin else 0.5) for j in preferences)
 
@@ -77,7 +82,7 @@ class Tally:
         return {
             "by": self.by, "records": self.records, "values": self.values, "mean": self.mean, "spread": self.spread,
             "pairs": self.pairs, "ties": self.ties, "responses_without": self.missing,
-            "failures": dict(self.failures), "failed": self.named,
+            "failures": dict(self.failures), "failed": self.named, **self.agreement.as_dict(),
         }  # fmt: skip
 
     def lines(self) -> list[str]:
@@ -90,6 +95,7 @@ class Tally:
                 f"{self.by}: {many(self.values, 'judgements')} of {many(self.records, 'records')}, mean "
                 f"{self.mean:.4g}, spread {self.spread:.4g}{ties}"
             ]
+        told += [f"  {line}" for line in self.agreement.lines()]
         if self.missing:
             told.append(f"  {many(self.missing, 'responses')} of these without a judgement")
         for why, n in self.failures.most_common():
@@ -101,7 +107,8 @@ class Tally:
 
 @dataclass
 class Story:
-    """What came of judging files. kept: records that were judged before; foreign: of these, not among the records."""
+    """What came of judging files. kept: records that were judged before; foreign: of these, not among the records;
+    notes: what judges say of their own work."""
 
     output: str
     records: int = 0
@@ -110,11 +117,12 @@ class Story:
     left: int = 0
     foreign: int = 0
     tallies: list[Tally] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """For a program."""
         known = {k: getattr(self, k) for k in ("output", "records", "judged", "kept", "left", "foreign")}
-        return known | {"judges": [t.as_dict() for t in self.tallies]}
+        return known | {"judges": [t.as_dict() for t in self.tallies], "notes": self.notes}
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -126,7 +134,7 @@ class Story:
             )
         if self.foreign:
             told.append(f"{many(self.foreign, 'records')} of {self.output} are not among those that were given")
-        return told + [line for t in self.tallies for line in t.lines()]
+        return told + [line for t in self.tallies for line in t.lines()] + self.notes
 
 
 def judge_into(
@@ -169,6 +177,7 @@ def judge_into(
     except OSError as error:
         raise AccordError(f"{output} cannot be written ({error.strerror}); what was judged stands in it") from error
     story.foreign = held.total()
+    story.notes = [note for judge in judges for note in noted(judge)]
     return story
 
 
@@ -244,11 +253,11 @@ def tried(judge: Judge, records: Seq[Record], say: Say = lambda done, of: None) 
     """What the judge says; where it fails, the records one by one, so that what spoils one spoils no other.
 
     Raises:
-        ConfigError: as the judge does: a setting is wrong, and no record is to blame.
+        ConfigError, ServerError: as the judge does: a setting is wrong, or it cannot be asked; no record is to blame.
     """
     try:
         found = judge(records, say)
-    except ConfigError:
+    except (ConfigError, ServerError):
         raise
     except Exception as error:
         if len(records) > 1:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from accord.data.records import Judgement, Record
-from accord.errors import AccordError, ConfigError
+from accord.errors import AccordError, ConfigError, ServerError
 
 Say = Callable[[int, int], None]  # records done, of how many
 
@@ -46,6 +46,12 @@ def reason(error: Exception) -> str:
     """Why a record could not be judged, in one line; what is no mistake of the data's keeps its type."""
     what = next(iter(str(error).splitlines()), "")
     return what if isinstance(error, AccordError) else f"{type(error).__name__}: {what}"
+
+
+def noted(judge: Judge) -> list[str]:
+    """What a judge says of its own work, in lines: what it took, say."""
+    notes = getattr(judge, "notes", None)
+    return notes() if notes is not None else []
 
 
 Numbers = Seq[float] | Unjudged  # a value for each response of a record, NaN where there is none
@@ -83,7 +89,7 @@ class Scored:
             return list(zip(records, self.score(records, say), strict=True))
         try:
             return list(zip(records, self.score(records, say), strict=True))
-        except ConfigError:
+        except (ConfigError, ServerError):
             raise
         except Exception as error:  # of a function of the user's: whatever it may be, it is counted and named
             return [(r, Unjudged(reason(error))) for r in records]

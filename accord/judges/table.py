@@ -5,7 +5,7 @@ A judge is a function decorated with `@row()` in a file of this folder, or any f
 
 - first argument `text: str`: a value of an answer's text alone, `-> float`;
 - first argument `record: Record`: a value of each response of a record, `-> list[float]`; NaN where there is none;
-- `-> Judge`: it makes a judge, of models, say; the first argument without a default is what stands behind the colon;
+- `-> Judge`: it makes a judge, of models, say; its first positional argument, a text, stands behind the colon;
 - the other arguments are its options, with their defaults; the docstring is its help.
 
 Words may be added and multiplied: `0.5*sentiment + slogan:words=5`. All of it is read from the syntax tree, so that
@@ -49,7 +49,8 @@ class Row:
     """What is known of a judge.
 
     kind: what the function is given: `text`, `record`, or nothing (`judge`: it makes one).
-    main: the argument that stands right behind the colon, or None.
+    main: the argument that stands right behind the colon, or None; main_default: what it is where it is left out
+        (`...`: required).
     scale: lowest and highest value, where they are known.
     """
 
@@ -60,6 +61,7 @@ class Row:
     options: dict[str, Option]
     doc: str
     scale: tuple[float, float] | None = None
+    main_default: Any = REQUIRED
 
     @property
     def summary(self) -> str:
@@ -80,7 +82,9 @@ class Row:
         given = [f"{k}={'...' if o.default is REQUIRED else o.default}" for k, o in self.options.items()]
         needed = [g for g in given if g.endswith("=...")]
         free = [g for g in given if g not in needed]
-        said = ",".join(([self.main.upper()] if self.main else []) + needed)
+        main = [self.main.upper()] if self.main else []
+        needed, free = (main + needed, free) if self.main_default is REQUIRED else (needed, main + free)
+        said = ",".join(needed)
         mark = ":" if not said else ","
         return self.name + (":" + said if said else "") + (f"[{mark}{','.join(free)}]" if free else "")
 
@@ -120,7 +124,7 @@ def _read(node: ast.FunctionDef, module: str, facts: dict[str, Any]) -> Row:
     main = None
     if _written(node.returns).rpartition(".")[2] == "Judge":
         kind = MAKER
-        main = first.arg if first is not None and known[first.arg].default is REQUIRED else None
+        main = first.arg if first is not None and _is_main(known[first.arg]) else None
     if kind is None:
         raise ConfigError(
             f"{module}:{node.name}: say what it is given by annotations: (text: str) -> float, (record: Record) -> "
@@ -129,7 +133,12 @@ def _read(node: ast.FunctionDef, module: str, facts: dict[str, Any]) -> Row:
     if kind != MAKER and first is not None:
         del known[first.arg]
     options = {k: o for k, o in known.items() if k != main and not (kind == MAKER and k in WHERE)}
-    return Row(node.name, module, kind, main, options, ast.get_docstring(node) or "", facts.get("scale"))
+    free = known[main].default if main else REQUIRED
+    return Row(node.name, module, kind, main, options, ast.get_docstring(node) or "", facts.get("scale"), free)
+
+
+def _is_main(option: Option) -> bool:
+    return option.default is REQUIRED or isinstance(option.default, str)
 
 
 def _written(annotation: ast.expr | None) -> str:
@@ -139,12 +148,13 @@ def _written(annotation: ast.expr | None) -> str:
 # -- words ------------------------------------------------------------------------------------------------------------
 
 
-def find(words: str, *, device: str = "auto", precision: str = "auto") -> Judge:
+def find(words: str, *, device: str = "auto", precision: str = "auto", policy: str = "") -> Judge:
     """The judge that the words name: a row, a function of the user's, or a sum of products of such.
 
     Args:
         words: `slogan:words=5`, `similarity:MODEL,to=prompt`, `my.py:mine`, `0.5*sentiment + slogan:words=5`.
         device, precision: of judges that are models.
+        policy: the model whose answers are judged, for a judge that is asked to be it.
 
     Raises:
         ConfigError: no such judge or option (the nearest is named), or a value that cannot be.
@@ -156,7 +166,7 @@ def find(words: str, *, device: str = "auto", precision: str = "auto") -> Judge:
     from accord.judges.frame import Sum
 
     terms = _terms(words)
-    parts = {name: _one(name, words, device, precision) for _, names in terms for name in names}
+    parts = {name: _one(name, words, device, precision, policy) for _, names in terms for name in names}
     if len(terms) == 1 and terms[0][0] == 1 and len(terms[0][1]) == 1:
         return parts[terms[0][1][0]]
     return Sum([(factor, [parts[name] for name in names]) for factor, names in terms], words.strip())
@@ -206,11 +216,15 @@ def _terms(words: str) -> list[tuple[float, list[str]]]:
     return found
 
 
-def _one(name: str, words: str, device: str, precision: str) -> Judge:
+def _one(name: str, words: str, device: str, precision: str, policy: str) -> Judge:
     from accord.judges.frame import Scored
 
     found, options = _called(name, words)
     if found.kind == MAKER:
+        if found.main and options.get(found.main, found.main_default) == "{policy}":
+            if not policy:
+                raise ConfigError(f"judge {words!r}: it is not known whose answers these are; write {name}:MODEL")
+            options[found.main] = policy
         options |= {k: v for k, v in (("device", device), ("precision", precision)) if k in _arguments(found)}
         judge = _function(found)(**options)
         if isinstance(judge, Scored) and not judge.by:
@@ -260,7 +274,8 @@ def _called(name: str, words: str, complete: bool = True) -> tuple[Row, dict[str
             raise ConfigError(f"judge {words!r}: {key!r} is given twice")
         annotation = "str" if key == found.main else found.options[key].annotation
         given[key] = _value(value if equals else "true", annotation, f"judge {words!r}: {key}")
-    needed = ([found.main] if found.main else []) + [k for k, o in found.options.items() if o.default is REQUIRED]
+    main = [found.main] if found.main and found.main_default is REQUIRED else []
+    needed = main + [k for k, o in found.options.items() if o.default is REQUIRED]
     if complete and (missing := [key for key in needed if key not in given]):
         raise ConfigError(f"judge {words!r}: {missing[0]} is missing; write {found.form}")
     return found, given

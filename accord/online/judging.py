@@ -11,6 +11,7 @@ from collections.abc import Sequence as Seq
 from typing import Any
 
 from accord.data.records import Judgement, Record
+from accord.data.views import together
 from accord.judges.frame import Judge, judged
 from accord.judges.table import find as find  # what a loop calls
 from accord.online.pairing import Asking, Pair
@@ -61,4 +62,4 @@ def _placed(said: Judgement, pair: Pair) -> Judgement:
 def _mean(verdicts: Seq[Judgement]) -> float:
     """P(the first is better); one half if nothing was said."""
     found = [v.value if v.pair == (0, 1) else 1 - v.value for v in verdicts if v.pair is not None and not v.margin]
-    return sum(found) / len(found) if found else 0.5
+    return together(found) if found else 0.5

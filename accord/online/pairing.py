@@ -20,7 +20,7 @@ import numpy as np
 
 from accord.data.batches import seeded
 from accord.data.records import Judgement, Record, Response
-from accord.data.views import Counts
+from accord.data.views import Counts, together
 from accord.errors import ConfigError, nearest
 
 NAN = math.nan
@@ -179,9 +179,9 @@ def known(records: Seq[Record], options: PairOptions, judges: Iterable[str] | No
     Args:
         judges: names of those (`by`) who are listened to; None: everybody.
 
-    Where answers were compared, P is what was said of a pair: the mean of the log-odds of several verdicts, so that a
-    judge's liking for the first place falls out if it saw both orders. If all were compared with one answer alone,
-    scores are the log-odds against it, and the other P follow from them; else the score is the win rate.
+    Where answers were compared, P is what was said of a pair, of several verdicts `together`. If all were compared with
+    one answer alone, scores are the log-odds against it, and the other P follow from them; else the score is the win
+    rate.
     """
     heard = None if judges is None else set(judges)
     said = [[j for j in r.judgements if heard is None or j.by in heard] for r in records]
@@ -231,8 +231,7 @@ def _compared(said: list[Judgement], score: np.ndarray, scale: float, count: int
     p = np.full((count, count), NAN)
     np.fill_diagonal(p, 0.5)
     for (a, b), values in verdicts.items():
-        mean = sum(map(log_odds, values)) / len(values)
-        p[a, b] = values[0] if len(set(values)) == 1 else float(sigmoid(mean))
+        p[a, b] = together(values)
         p[b, a] = 1 - p[a, b]
     shared = set.intersection(*(set(pair) for pair in verdicts))
     if not np.isnan(score).all():
