@@ -1,4 +1,4 @@
-"""Servers for tests: `transformers serve` in a process of its own, and what stands between, slow, broken or scripted."""
+"""Servers for tests: `transformers serve` in a process of its own; what stands between, slow, broken or scripted."""
 
 from __future__ import annotations
 
@@ -98,10 +98,10 @@ class Between:
             def log_message(self, *args: Any) -> None:
                 pass
 
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 between.hand_on(self, None)
 
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 between.hand_on(self, self.rfile.read(int(self.headers["content-length"])))
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

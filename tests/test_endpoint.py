@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import string
 import subprocess
 import sys
 import time
@@ -61,13 +62,14 @@ def records(n: int, count: int = 2) -> list[Record]:
     ]  # fmt: skip
 
 
-FIRST_LETTER = """
+LETTERS = ", ".join(f"{c}: {'first' if c.lower() < 'n' else 'second'}" for c in string.ascii_letters)
+FIRST_LETTER = f"""
 kind: pairs
-text: "{prompt} {first} {second} One day, "
+text: "{{prompt}} {{first}} {{second}} One day, "
 verdict: '^\\W*(\\w)'
-says: {%s}
+says: {{{LETTERS}}}
 again: Once more.
-""" % ", ".join(f"{c}: {'first' if c.lower() < 'n' else 'second'}" for c in map(chr, [*range(65, 91), *range(97, 123)]))
+"""
 
 
 # -- a real server -----------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def sample(
     if not asked:
         raise AccordError(f"{prompts} holds no prompt")
     quiet_libraries()
-    who = None if judge is None else table.find(judge, device=device, precision=precision)
+    who = None if judge is None else table.find(judge, device=device, precision=precision, policy=model)
     policy = models.load(model, device=device, precision=precision)  # type: ignore[arg-type]
     chat = Chat(policy.tokenizer, max_length=max_length, stop_ids=policy.ends)
     shown = Quiet() if as_json else Console()

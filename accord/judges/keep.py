@@ -12,7 +12,7 @@ from collections.abc import Sequence as Seq
 from pathlib import Path
 
 from accord.data.records import Judgement, Record
-from accord.data.views import Counts
+from accord.data.views import Counts, in_both_orders
 from accord.errors import ConfigError, nearest
 from accord.judges.files import Story, judge_into
 from accord.judges.frame import Judge, Say
@@ -31,7 +31,8 @@ def known(what: str) -> str:
 
 
 def keep(record: Record, by: str, what: str, counts: Counts) -> Record | None:
-    """What is kept of a record, by the scores that the judge `by` gave; None if nothing is.
+    """What is kept of a record, by the scores that the judge `by` gave, or by how often it preferred each answer to the
+    others; None if nothing is.
 
     `best`: its answer with the highest score and no judgement, which training takes for a demonstration; of several the
     first. `best_worst`: the best and the worst, with their scores and a preference. `all`: the record.
@@ -45,11 +46,12 @@ def keep(record: Record, by: str, what: str, counts: Counts) -> Record | None:
     >>> [(j.kind, j.pair or j.response, j.value) for j in keep(record, "j", "best_worst", counts).judgements]
     [('score', 0, 3.0), ('score', 1, 1.0), ('preference', (0, 1), 1.0)]
     """
-    scores = {j.response: j for j in record.judgements if j.by == by and j.kind == "score" and j.response is not None}
-    if not scores:
-        raise ConfigError(f"{by} gives no scores, so none of the answers is best; use --keep all")
     if what == "all":
         return record
+    own = [j for j in record.judgements if j.by == by]
+    scores = {j.response: j for j in own if j.kind == "score" and j.response is not None} or _win_rates(own, by)
+    if not scores:
+        raise ConfigError(f"{by} neither scores nor compares, so none of the answers is best; use --keep all")
     best, worst = max(scores, key=lambda i: scores[i].value), min(scores, key=lambda i: scores[i].value)
     alike = sum(j.value == scores[best].value for j in scores.values())
     if what == "best":
@@ -64,6 +66,19 @@ def keep(record: Record, by: str, what: str, counts: Counts) -> Record | None:
     values = tuple(scores[i].model_copy(update={"response": n}) for n, i in enumerate((best, worst)))
     chosen = Judgement(kind="preference", pair=(0, 1), value=1.0, by=by)
     return Record(**{**dict(record), "responses": pair, "judgements": (*values, chosen)})
+
+
+def _win_rates(said: Seq[Judgement], by: str) -> dict[int, Judgement]:
+    """Of verdicts on pairs, the mean of P(it is better) of each answer, as its score."""
+    won: dict[int, list[float]] = {}
+    for j in in_both_orders(said):
+        if j.pair is not None and not j.margin:
+            won.setdefault(j.pair[0], []).append(j.value)
+            won.setdefault(j.pair[1], []).append(1 - j.value)
+    return {
+        i: Judgement(kind="score", response=i, value=sum(v) / len(v), attribute="win_rate", by=by)
+        for i, v in won.items()
+    }
 
 
 def judged_and_kept(

@@ -12,15 +12,24 @@ from typing import Any
 
 from accord.data.records import Judgement, Record
 from accord.data.views import together
-from accord.judges.frame import Judge, judged
+from accord.judges.frame import Judge, Unjudged, said_beside
 from accord.judges.table import find as find  # what a loop calls
 from accord.online.pairing import Asking, Pair
 
 
-def asked(records: Seq[Record], judge: Judge, asking: Callable[[int], Asking]) -> list[Record]:
-    """The records with what the judge says of their answers beside what was said before."""
+def asked(
+    records: Seq[Record], judge: Judge, asking: Callable[[int], Asking], why: dict[int, str] | None = None
+) -> list[Record]:
+    """The records with what the judge says of their answers beside what was said before.
+
+    Args:
+        why: gets the reason of each record that the judge could not judge, or not as a whole.
+    """
+    why = {} if why is None else why
     if not getattr(judge, "compares", False):
-        return judged(records, judge)
+        found = judge(records)
+        why |= {n: said.why for n, said in enumerate(found) if isinstance(said, Unjudged)}
+        return [said_beside(r, said, (judge.by,)) for r, said in zip(records, found, strict=True)]
     plays = [asking(len(r.responses)) for r in records]
     wanted: dict[int, list[Pair]] = {n: next(play) for n, play in enumerate(plays) if len(records[n].responses) > 1}
     said: dict[int, list[Judgement]] = {n: [] for n in range(len(records))}
@@ -29,6 +38,8 @@ def asked(records: Seq[Record], judge: Judge, asking: Callable[[int], Asking]) -
         found = judge([two for _, _, two in small])
         answers: dict[int, list[float]] = {n: [] for n in wanted}
         for (n, pair, _), verdicts in zip(small, found, strict=True):
+            if isinstance(verdicts, Unjudged):
+                why.setdefault(n, verdicts.why)
             said[n] += [_placed(v, pair) for v in verdicts]
             answers[n].append(_mean(verdicts))
         following = {}
@@ -38,10 +49,7 @@ def asked(records: Seq[Record], judge: Judge, asking: Callable[[int], Asking]) -
             except StopIteration:
                 continue
         wanted = following
-    return [
-        Record(**{**dict(r), "judgements": (*(j for j in r.judgements if j.by != judge.by), *said[n])})
-        for n, r in enumerate(records)
-    ]
+    return [said_beside(r, said[n], (judge.by,)) for n, r in enumerate(records)]
 
 
 def _two(record: Record, pair: Pair) -> Record:

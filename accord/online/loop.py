@@ -30,6 +30,8 @@ from accord.data.rows import many
 from accord.data.views import Counts
 from accord.engine import models
 from accord.errors import AccordError, ConfigError
+from accord.judges.agreement import Agreement
+from accord.judges.frame import noted
 from accord.online import judging
 from accord.online.advantages import AdvantageOptions, Memory
 from accord.online.pairing import READS_GIVEN, WITHOUT_JUDGE, PairOptions, comparisons, known, pair
@@ -164,12 +166,16 @@ def loop(
                     temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens,
                     keep_given=options.rule in READS_GIVEN, greedy=weighing is not None and weighing.rule == "greedy",
                 )  # fmt: skip
-                judges = [judging.find(_filled(words, start, whole), **where_of(settings)) for words in named]
+                judges = [
+                    judging.find(_filled(words, start, whole), policy=start, **where_of(settings)) for words in named
+                ]
                 said = one.judge(drawn, judges, options, watcher)
+                by = [j.by for j in judges]
+                del judges  # a model among them would stand beside the one that is trained
                 if weighing is None:
-                    one.pair(said, [j.by for j in judges], options)
+                    one.pair(said, by, options)
                 else:
-                    one.weigh(said, [j.by for j in judges], options, weighing, settings, watcher)
+                    one.weigh(said, by, options, weighing, settings, watcher)
             row = json.loads(one.numbers.read_text(encoding="utf-8"))
             for line in _lines(row):
                 watcher.note(line)
@@ -299,7 +305,7 @@ class Round:
             return records
         if self.judged.exists():
             return Ledger.made(self.judged)
-        ledger, asking = Ledger(self.judged), comparisons(options)
+        ledger, asking, counts = Ledger(self.judged), comparisons(options), Counts()
         made: list[Record] = []
         with watcher.task("judging") as advance:
             for place in range(0, len(records), CHUNK):
@@ -307,18 +313,26 @@ class Round:
                 for judge in judges:
                     name = f"{judge.by} {place}"
                     if name not in ledger.done:
-                        ledger.add(name, [r.to_json() for r in judging.asked(part, judge, asking)])
+                        why: dict[int, str] = {}
+                        found = judging.asked(part, judge, asking, why)
+                        if why:
+                            ledger.add(f"why {name}", [json.dumps([n, text]) for n, text in why.items()])
+                        ledger.add(name, [r.to_json() for r in found])
+                    for n, text in map(json.loads, ledger.done.get(f"why {name}", ())):
+                        counts.add(f"not judged as a whole by {judge.by}: {text}", part[n])
                     part = [Record.from_json(line) for line in ledger.done[name]]
                 made += part
                 advance(len(made), len(records))
+        for note in (line for judge in judges for line in noted(judge)):
+            watcher.note(f"  {note}")
+        write_json(self.records / "judging.json", counts.as_dict())
         return ledger.finish(made)
 
     def pair(self, records: list[Record], judges: Seq[str], options: PairOptions) -> None:
         """Writes the records of training and, before them, the round in numbers."""
         counts = Counts()
         made = pair(records, options, seed=self.seed + self.number - 1, judges=judges or None, counts=counts)
-        sampling = json.loads((self.records / "sampling.json").read_text(encoding="utf-8"))
-        counts.recall(sampling)
+        self._recall(counts)
         self._write(made, records, judges, counts)
 
     def weigh(
@@ -327,7 +341,7 @@ class Round:
     ) -> None:  # fmt: skip
         """Writes the records of training with the advantages of their answers, and the round in numbers."""
         counts = Counts()
-        counts.recall(json.loads((self.records / "sampling.json").read_text(encoding="utf-8")))
+        self._recall(counts)
         scores = [k.values(options.values) for k in known(records, options, list(judges))]
         for record, own in zip(records, scores, strict=True):
             for k, response in enumerate(record.responses):
@@ -360,6 +374,12 @@ class Round:
         del policy, chat
         gc.collect()
         return found
+
+    def _recall(self, counts: Counts) -> None:
+        """Adds what sampling and judging left out."""
+        for phase in ("sampling", "judging"):
+            if (file := self.records / f"{phase}.json").exists():
+                counts.recall(json.loads(file.read_text(encoding="utf-8")))
 
     def _memory(self) -> Memory:
         """What the round before left."""
@@ -670,6 +690,12 @@ def numbers(records: Seq[Record], judges: Seq[str]) -> dict[str, Any]:
             for by in judges}  # fmt: skip
     found["judges"] = {by: {"mean": float(np.mean(v)), "spread": float(np.std(v)), "scores": len(v)}
                        for by, v in said.items() if v}  # fmt: skip
+    for by in judges:
+        agreement = Agreement()
+        for record in records:
+            agreement.add(j for j in record.judgements if j.by == by)
+        if told := agreement.as_dict():
+            found["judges"].setdefault(by, {}).update(told, agreement=agreement.lines()[0])
     return found
 
 
@@ -677,7 +703,10 @@ def _lines(row: Mapping[str, Any]) -> Iterator[str]:
     ended = f"{row['finished']:.0%} of them ended" if row["finished"] < 1 else "all of them ended"
     yield f"  {many(row['answers'], 'answers')} of {row['tokens']:.1f} tokens, {ended}"
     for by, said in row["judges"].items():
-        yield f"  {by}: mean {said['mean']:.4g}, spread {said['spread']:.4g}"
+        if "mean" in said:
+            yield f"  {by}: mean {said['mean']:.4g}, spread {said['spread']:.4g}"
+        if "agreement" in said:
+            yield f"  {by}: {said['agreement']}"
     yield f"  {many(row['records'], 'records')} to train on"
     for what, of in row["left"].items():
         yield f"    {what}: {of['count']:,}"
