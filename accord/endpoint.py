@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from typing import Any
 import httpx2
 
 from accord.data.store import cache_root
-from accord.errors import AccordError, ConfigError, ServerError
+from accord.errors import AccordError, ConfigError, ServerError, nearest
 
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)  # another try may go well
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds, of pauses that double
@@ -102,7 +102,6 @@ class Server:
 
     Raises:
         ConfigError: it is no URL, the key is not set, or a number cannot be.
-        ServerError: the model is to be found out, and nobody answers.
     """
 
     url: str
@@ -149,7 +148,29 @@ class Server:
         self.spent = SPENT.setdefault(self.url, Spent())
         self._until, self._row, self._limit = 0.0, 0, "max_tokens"
         self._stop = threading.Event()
-        self.model = self.model or self._only_model()
+
+    @classmethod
+    def of(cls, words: str, **more: str) -> tuple[Server, dict[str, str]]:
+        """The server that `URL,model=M,at_once=4` names, and those of `more` (options with their defaults) as given.
+
+        >>> server, own = Server.of("http://host:8000,model=m,weights=fixed", weights="update")
+        >>> server.url, server.model, own
+        ('http://host:8000/v1', 'm', {'weights': 'fixed'})
+        """
+        url, *items = (part.strip() for part in words.split(","))
+        forms: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": lambda text: text.lower() != "false"}
+        kinds = {f.name: f.type for f in fields(cls) if f.name != "url"} | dict.fromkeys(more, "str")
+        given: dict[str, Any] = {}
+        for item in items:
+            key, _, value = (part.strip() for part in item.partition("="))
+            if key not in kinds:
+                raise ConfigError(f"{words!r}: there is no option {key!r}; {nearest(key, kinds)}")
+            try:
+                given[key] = forms[str(kinds[key]).partition(" |")[0]](value)
+            except ValueError:
+                raise ConfigError(f"{words!r}: {key}={value!r} is no number") from None
+        own = {key: given.pop(key, default) for key, default in more.items()}
+        return cls(url, **given), own
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
@@ -166,7 +187,7 @@ class Server:
             ServerError: nobody is there, the model or the key is not known, a limit is reached, or nothing that is
                 asked comes to anything. What was answered until then is in the cache.
         """
-        whole = [{"model": self.model, **body} for body in bodies]
+        whole = [{"model": self.named(), **body} for body in bodies]
         keys = [self._key(body) for body in whole]
         found: dict[str, Answer | Failure] = dict(self._kept.get(keys)) if self._kept else {}
         self.spent.kept += len(found)
@@ -251,13 +272,14 @@ class Server:
             if self._stop.is_set():
                 return Failure("it was stopped")
             try:
-                reply = self.http.request(method, url, json=self._named(body))
+                reply = self.http.request(method, url, json=self._worded(body))
                 self.spent.requests += body is not None
                 if reply.status_code in AGAIN:
                     why = f"it says {reply.status_code}: {_told(reply)}"
                     self._heed(reply)
                     continue
-                self._refuse(reply)
+                if body is not None:
+                    self._refuse(reply)
                 if reply.status_code >= 400:
                     if "max_completion_tokens" in _told(reply) and self._limit == "max_tokens":
                         self._limit = "max_completion_tokens"  # what newer models of OpenAI call it
@@ -282,7 +304,7 @@ class Server:
                 why = f"it breaks off ({type(error).__name__}: {error})"
         return Failure(f"{why}, {tries or self.tries} times", ill=True)
 
-    def _named(self, body: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _worded(self, body: dict[str, Any] | None) -> dict[str, Any] | None:
         """The request in the words of the server."""
         return body and {self._limit if k == "max_tokens" else k: v for k, v in body.items()}
 
@@ -394,6 +416,15 @@ class Server:
         if reply.status_code >= 400:
             raise ServerError(f"{url} says {reply.status_code}: {_told(reply)}")
         return reply
+
+    def named(self) -> str:
+        """The model, found out where it was not given.
+
+        Raises:
+            ConfigError: the server has several, or none. ServerError: it does not say.
+        """
+        self.model = self.model or self._only_model()
+        return self.model
 
     def _only_model(self) -> str:
         made = self.get(f"{self.url}/models")

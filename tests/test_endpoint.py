@@ -17,15 +17,20 @@ import pytest
 
 from accord import endpoint
 from accord.data import sources
+from accord.data.chat import Chat
 from accord.data.records import Record, Response
 from accord.data.views import ViewOptions, view
 from accord.endpoint import SPENT, Answer, Failure, Server
-from accord.errors import ConfigError, ServerError
+from accord.engine import models
+from accord.errors import AccordError, ConfigError, ServerError
 from accord.judges.files import judge_into
 from accord.judges.frame import Unjudged
 from accord.judges.llm import UNREAD
 from accord.judges.table import find
 from accord.judges.templates import Template
+from accord.online.loop import loop, read
+from accord.sampling.local import answer
+from accord.sampling.remote import Remote
 from tests.conftest import ROOT, data_file
 from tests.servers import Between, free_port, serving, storyteller
 
@@ -304,7 +309,7 @@ def test_the_only_model_of_a_server_needs_no_name() -> None:
         assert Server(server.url).ask([ask("a")])[0].text == "only"
         server.names = ["one", "two"]
         with pytest.raises(ConfigError, match=r"has 2 models \(one, two\); name one: model=NAME"):
-            Server(server.url)
+            Server(server.url).ask([ask("a")])
 
 
 # -- an LLM as a judge -------------------------------------------------------------------------------------------------
@@ -427,3 +432,137 @@ def test_a_template_of_ones_own_is_checked(tmp_path) -> None:
         file.write_text(text)
         with pytest.raises(ConfigError, match=says):
             Template.of(str(file))
+
+
+# -- a server as a sampler ---------------------------------------------------------------------------------------------
+
+
+def prompts_file(folder: Path, count: int = 4) -> Path:
+    file = folder / "prompts.txt"
+    file.write_text(
+        "".join(f"Once upon a time, {name} went\n" for name in ("Tom", "Lily", "Ben", "Sue", "Max")[:count])
+    )
+    return file
+
+
+def test_answers_of_a_server_are_records_and_go_on_where_they_were_killed(stories, accord, tmp_path) -> None:
+    url, model = stories
+    with Between(url, lambda request, time: 500 if request % 3 == 0 and not time else None) as between:
+        code, out, err = accord(
+            "sample", "--sampler", f"{between.url},model={model}", "--prompts", prompts_file(tmp_path), "-n", 2,
+            "--max-new-tokens", 6, "--judge", "length", "--keep", "best", "--output", "o.jsonl",
+        )  # fmt: skip
+        assert code == 0, err
+        assert len(between.asked) == 8 + 3
+        assert {b["max_tokens"] for b in between.asked} == {6}
+        assert len({b["seed"] for b in between.asked}) == 8
+    assert "3 tried again" in out
+    held = sources.load("o.jsonl").records
+    assert [len(r.responses) for r in held] == [1] * 4
+    assert held[0].responses[0].sampler.model.startswith(model + "@http://127.0.0.1")
+    assert not list(Path().glob(".o.jsonl*"))
+    remote = Remote(f"{url},model={model}")
+    given = [Record(prompt=f"Number {i}, once upon a time") for i in range(40)]
+
+    def killed(done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        remote.answer(given, samples=2, max_new_tokens=2, progress=killed, kept=tmp_path / "kept")
+    before = remote.server.spent.requests
+    found = remote.answer(given, samples=2, max_new_tokens=2, kept=tmp_path / "kept")
+    assert [len(answers) for answers in found] == [2] * 40
+    assert remote.server.spent.requests - before == 80 - 64
+
+
+def test_each_round_is_answered_by_the_weights_of_the_round(stories, tmp_path) -> None:
+    """Greedy answers of the server are those of the round's model in this process, before and after it has moved."""
+    url, model = stories
+    done = loop(
+        model, prompts_file(tmp_path), "length", "sft", sampler=url, rounds=2, samples=1, temperature=0.0,
+        max_new_tokens=12, pair={"rule": "none"}, batch_size=4, max_steps=6, learning_rate=3e-3, device="cpu",
+        view={"threshold": 0.0}, precision="fp32", quiet=True, output=str(tmp_path / "loop"), max_length=128,
+    )  # fmt: skip
+    texts = []
+    for number, folder in ((1, model), (2, done.folder / "rounds" / "1" / "model")):
+        records = read(done.folder / "records" / f"round-{number}" / "sampled.jsonl")
+        policy = models.load(folder, device="cpu", precision="fp32")
+        chat = Chat(policy.tokenizer, max_length=128, stop_ids=policy.ends)
+        here = answer(policy, chat, records, max_new_tokens=12, temperature=0.0)
+        texts.append([r.responses[0].text for r in records])
+        assert texts[-1] == [a[0].text for a in here]
+    assert texts[0] != texts[1]
+    assert done.rounds[0]["tokens"] is None
+
+
+def test_adapters_are_handed_over_with_their_base(stories, tmp_path) -> None:
+    url, model = stories
+    done = loop(
+        model, prompts_file(tmp_path), "length", "dpo", reference="fixed", sampler=url, rounds=2, samples=3,
+        max_new_tokens=8, pair={"rule": "best_worst"}, batch_size=4, max_steps=2, lora={"rank": 2}, device="cpu",
+        precision="fp32", quiet=True, output=str(tmp_path / "loop"), max_length=128,
+    )  # fmt: skip
+    assert [r["answers"] for r in done.rounds] == [12, 12]
+    assert not list(done.folder.glob("records/*/served"))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("", "has no way to be given weights.*so every round would be answered by those of the beginning"),
+        (",model=m,wieghts=fixed", "did you mean 'weights'"),
+        (",model=m,weights=none", "weights is update or fixed"),
+        (",cache=true", "never in the cache"),
+    ],
+)
+def test_a_server_that_takes_no_weights_is_refused_before_anything_is_sampled(more, says, stories, tmp_path) -> None:
+    _, model = stories
+    with Between(lambda body: "yes") as server, pytest.raises(AccordError, match=says):
+        loop(model, prompts_file(tmp_path), "length", "dpo", reference="fixed", output=str(tmp_path / "loop"),
+             sampler=f"{server.url}{more or ',model=m'}", quiet=True)  # fmt: skip
+    assert not server.asked
+    assert not (tmp_path / "loop" / "records").exists()
+
+
+def test_prompts_that_a_server_would_render_otherwise_are_refused(stories, tmp_path) -> None:
+    url, _ = stories
+    with pytest.raises(ConfigError, match=r"the model has no chat template, and .* of its own"):
+        loop(str(data_file("tiny-lm/hf")), prompts_file(tmp_path), "length", "dpo", reference="fixed", sampler=url,
+             output=str(tmp_path / "loop"), quiet=True)  # fmt: skip
+
+
+def test_another_policys_answers_may_be_learned_from(stories, tmp_path) -> None:
+    """What the server refuses is counted and left out; all that was answered is paired."""
+    _, model = stories
+    long = (400, {}, b'{"error": {"message": "too long"}}')
+
+    def story(body):
+        text = body["messages"][-1]["content"]
+        return long if "Ben" in text else "red " * (1 + body["seed"] % 7)
+
+    with Between(story) as server:
+        done = loop(
+            model, prompts_file(tmp_path), "length", "dpo", reference="fixed", samples=4, max_new_tokens=8,
+            sampler=f"{server.url},model=m,weights=fixed", batch_size=2, max_steps=1, device="cpu", precision="fp32",
+            pair={"rule": "best_worst"}, quiet=True, output=str(tmp_path / "loop"), max_length=128,
+        )  # fmt: skip
+    assert done.rounds[0]["prompts"] == 3
+    left = done.rounds[0]["left"]["left: a prompt without an answer of the server (it says 400: too long)"]
+    assert (left["count"], left["examples"][0]["id"]) == (1, left["examples"][0]["id"])
+
+
+def test_a_server_that_does_not_sample_is_found_out() -> None:
+    given = [Record(prompt=str(i)) for i in range(5)]
+    with Between(lambda body: body["messages"][-1]["content"]) as server:
+        remote = Remote(f"{server.url},model=m")
+        with pytest.raises(ServerError, match="gives the same answer every time, at temperature=1"):
+            remote.answer(given, samples=2)
+        assert len(remote.answer(given, samples=2, temperature=0.0)) == 5
+
+
+def test_who_answers_must_be_said_once(accord) -> None:
+    Path("p.txt").write_text("Hi\n")
+    for more in ([], ["--model", "m", "--sampler", "http://host,model=m"]):
+        code, _, err = accord("sample", "--prompts", "p.txt", *more)
+        assert code == 2
+        assert "say who answers: --model MODEL, or --sampler http://localhost:8000" in err

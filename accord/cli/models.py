@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -29,10 +31,14 @@ from accord.errors import AccordError, ConfigError
 
 @app.command(help="Answers of a model to prompts, as records.", rich_help_panel=MODELS)
 def sample(
-    model: Annotated[str, typer.Option(help="A run, folder, hub name or smollm2.")],
     prompts: Annotated[
         str, typer.Option(help="A file of records, prompts, or one prompt a line (.txt); - reads either.")
     ],
+    model: Annotated[Optional[str], typer.Option(help="A run, folder, hub name or smollm2.")] = None,  # noqa: UP045
+    sampler: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="URL[,model=M,...]", help="A server that answers in place of --model."),
+    ] = None,
     output: Annotated[Optional[Path], typer.Option(help="Write records here, not to the screen.")] = None,  # noqa: UP045
     samples: Annotated[int, typer.Option("--samples", "-n", help="Answers to a prompt.")] = 1,
     judge: JudgeWords = None,
@@ -52,12 +58,16 @@ def sample(
     from accord.data.chat import Chat
     from accord.data.records import Record
     from accord.data.rows import many
+    from accord.endpoint import Failure
     from accord.engine import models
     from accord.judges import table
     from accord.judges.keep import forget, judged_and_kept, known
     from accord.sampling.local import answer
+    from accord.sampling.remote import Remote
     from accord.training.watch import Console, Quiet
 
+    if (model is None) == (sampler is None):
+        raise ConfigError("say who answers: --model MODEL, or --sampler http://localhost:8000")
     if keep and judge is None:
         raise ConfigError(f"--keep {keep} keeps judged answers: name who judges them with --judge")
     what = known(keep or "all")
@@ -65,22 +75,33 @@ def sample(
     if not asked:
         raise AccordError(f"{prompts} holds no prompt")
     quiet_libraries()
-    who = None if judge is None else table.find(judge, device=device, precision=precision, policy=model)
-    policy = models.load(model, device=device, precision=precision)  # type: ignore[arg-type]
-    chat = Chat(policy.tokenizer, max_length=max_length, stop_ids=policy.ends)
+    who = None if judge is None else table.find(judge, device=device, precision=precision, policy=model or "")
+    remote = None if sampler is None else Remote(sampler)
+    ask: Any = remote and remote.answer
+    if model is not None:
+        policy = models.load(model, device=device, precision=precision)  # type: ignore[arg-type]
+        ask = partial(answer, policy, Chat(policy.tokenizer, max_length=max_length, stop_ids=policy.ends))
     shown = Quiet() if as_json else Console()
     shards = output and output.with_name(f".{output.name}.answers")
     with shown.task("sampling") as advance:
-        answers = answer(
-            policy, chat, asked, samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-            seed=seed, progress=advance, kept=shards,
+        answers = ask(
+            asked, samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
+            progress=advance, kept=shards,
         )  # fmt: skip
     made = [
         Record(prompt=r.prompt, tools=r.tools, responses=tuple(a), source=r.source)
         for r, a in zip(asked, answers, strict=True)
+        if not isinstance(a, Failure)
     ]
+    failed = Counter(a.why for a in answers if isinstance(a, Failure))
+    if not made:
+        raise AccordError(f"none of {many(len(answers), 'prompts')} was answered: {failed.most_common(1)[0][0]}")
     told: dict[str, Any] = {"prompts": len(made), "answers": sum(len(r.responses) for r in made)}
     lines = [f"{many(told['prompts'], 'prompts')}, {many(told['answers'], 'answers')}"]
+    if remote is not None:
+        told |= {"failed": dict(failed), "server": remote.server.spent.as_dict()}
+        lines += [f"{many(n, 'prompts')} not answered, and left out: {why}" for why, n in failed.items()]
+        lines.append(f"{remote.server.url}: {remote.server.spent}")
     if who is not None:
         with shown.task("judging") as advance:
             made, story, counts = judged_and_kept(made, who, what, output, advance)

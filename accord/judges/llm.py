@@ -60,10 +60,8 @@ class LLM:
     def __post_init__(self) -> None:
         self.compares = self.template.kind == "pairs"
         how = (self.template.key, self.reference, self.both, self.among, self.leave, self.unparsed, self.again)
-        asked = repr((*how, self.temperature, self.max_tokens))
-        self.by = (
-            f"llm:{self.server.model}:{self.template.name}:{hashlib.blake2b(asked.encode(), digest_size=3).hexdigest()}"
-        )
+        asked = hashlib.blake2b(repr((*how, self.temperature, self.max_tokens)).encode(), digest_size=3).hexdigest()
+        self.by = f"llm:{self.server.named()}:{self.template.name}:{asked}"
         self.unread: list[str] = []
         self.times = 0
 

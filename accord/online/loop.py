@@ -13,9 +13,10 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,9 @@ from accord.data.chat import Chat
 from accord.data.records import Record, Response
 from accord.data.rows import many
 from accord.data.views import Counts
+from accord.endpoint import Failure
 from accord.engine import models
+from accord.engine.export import export
 from accord.errors import AccordError, ConfigError
 from accord.judges.agreement import Agreement
 from accord.judges.frame import noted
@@ -37,6 +40,7 @@ from accord.online.advantages import AdvantageOptions, Memory
 from accord.online.pairing import READS_GIVEN, WITHOUT_JUDGE, PairOptions, comparisons, known, pair
 from accord.online.rollouts import said_of, weighed
 from accord.sampling.local import SHARD, answer
+from accord.sampling.remote import Remote
 from accord.sinks import write_json
 from accord.training import plan
 from accord.training import run as training
@@ -74,6 +78,7 @@ def loop(
     prompts_per_round: int | None = None,
     samples: int = 2,
     reference_samples: int = 0,
+    sampler: str | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
     max_new_tokens: int = 128,
@@ -105,6 +110,8 @@ def loop(
         prompts_per_round: so many a round, drawn without repeating until all were used; by default all of them.
         samples: answers of the policy to a prompt.
         reference_samples: answers of the reference to it, beside these.
+        sampler: a server that answers as the policy, such as `http://localhost:8000`: it is handed the weights of each
+            round, or the loop is refused; `URL,model=M,weights=fixed` learns from the answers of another policy.
         temperature: of sampling; 0 takes the likeliest token. top_p: sample from the likeliest tokens of this share.
         max_new_tokens: an answer is cut off here.
         pair: how judged answers become records, see `accord.online.pairing.PairOptions`.
@@ -144,6 +151,7 @@ def loop(
         settings = {"temperature": temperature} | settings
     named = [judge] if isinstance(judge, str) else judge or []
     folder = Path(output)
+    remote = Remote(sampler) if sampler is not None else None
     asked = prompts_of(prompts)[:max_prompts]
     if not asked:
         raise AccordError(f"{prompts} holds no prompt")
@@ -151,6 +159,8 @@ def loop(
         _begin(folder, given, asked, overwrite, resume)
         base = str(models.resolve(model))
         whole = base
+        if remote is not None:
+            remote.check(_chat(base, settings), settings.get("chat_template"))
         if first is not None:
             base = _first(base, first, folder, seed, settings, watcher)
         told: list[dict[str, Any]] = []
@@ -165,6 +175,7 @@ def loop(
                     mine, settings, watcher, samples=samples, reference_samples=reference_samples,
                     temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens,
                     keep_given=options.rule in READS_GIVEN, greedy=weighing is not None and weighing.rule == "greedy",
+                    remote=remote,
                 )  # fmt: skip
                 judges = [
                     judging.find(_filled(words, start, whole), policy=start, **where_of(settings)) for words in named
@@ -254,19 +265,26 @@ class Round:
     def sample(
         self, prompts: Seq[Record], settings: Mapping[str, Any], watcher: Quiet, *, samples: int,
         reference_samples: int, temperature: float, top_p: float, max_new_tokens: int, keep_given: bool,
-        greedy: bool = False,
+        greedy: bool = False, remote: Remote | None = None,
     ) -> list[Record]:  # fmt: skip
-        """Answers to the prompts, the policy's and behind them the reference's; `keep_given` leaves those that the
-        prompts brought in front, `greedy` adds the policy's likeliest answer."""
+        """Answers to the prompts, the policy's (those of `remote`, if there is one) and behind them the reference's;
+        `keep_given` leaves those that the prompts brought in front, `greedy` adds the policy's likeliest answer."""
         if self.sampled.exists():
             return Ledger.made(self.sampled)
         self.records.mkdir(parents=True, exist_ok=True)
         ledger = Ledger(self.sampled)
-        asked, found, counts = list(prompts), dict[int, list[Response]](), Counts()
+        asked, found, counts, unanswered = list(prompts), dict[int, list[Response]](), Counts(), set[int]()
         for who, count in (("policy", samples), ("greedy", int(greedy)), ("reference", reference_samples)):
             if not count:
                 continue
-            policy, chat = _policy(self.reference if who == "reference" else self.start, settings)
+            server = remote if who != "reference" else None
+            ask: Callable[..., Seq[list[Response] | Failure]]
+            if server is not None:
+                chat, ask = _chat(self.start, settings), server.answer
+            else:
+                policy, chat = _policy(self.reference if who == "reference" else self.start, settings)
+                ask = partial(answer, policy, chat)
+                del policy
             asked, order = _that_fit(prompts, chat, max_new_tokens, counts)
             if not asked:
                 raise AccordError(
@@ -274,28 +292,48 @@ class Round:
                 )
             size = max(1, SHARD // count)
             parts = [order[i : i + size] for i in range(0, len(order), size)]
+            if server is not None and any(f"{who} {place}" not in ledger.done for place in range(len(parts))):
+                server.take(self._served(), chat)
             with watcher.task(f"sampling, {who}") as advance:
                 for place, part in enumerate(parts):
                     drawn = int(seeded(self.seed, who, self.number, place).integers(2**31))
                     name = f"{who} {place}"
                     if name not in ledger.done:
-                        answers = answer(
-                            policy, chat, [asked[i] for i in part], samples=count, max_new_tokens=max_new_tokens,
+                        answers = ask(
+                            [asked[i] for i in part], samples=count, max_new_tokens=max_new_tokens,
                             temperature=0.0 if who == "greedy" else temperature, top_p=top_p, seed=drawn,
                         )  # fmt: skip
-                        ledger.add(name, [r.model_dump_json(exclude_defaults=True) for a in answers for r in a])
+                        ledger.add(name, [line for a in answers for line in _written(a, count)])
                     lines = ledger.done[name]
                     for k, i in enumerate(part):
                         own = lines[k * count : (k + 1) * count]
-                        found.setdefault(i, []).extend(Response.model_validate_json(line) for line in own)
+                        if own[0].startswith('"'):
+                            counts.add(
+                                f"left: a prompt without an answer of the server ({json.loads(own[0])})", asked[i]
+                            )
+                            unanswered.add(i)
+                        else:
+                            found.setdefault(i, []).extend(Response.model_validate_json(line) for line in own)
                     advance(min((place + 1) * size, len(order)), len(order))
-            del policy, chat
+            del ask, chat
             gc.collect()
         made = []
         for i, record in enumerate(asked):
-            made.append(_answered(record, found[i], keep_given))
+            if i not in unanswered:
+                made.append(_answered(record, found[i], keep_given))
+        if not made:
+            raise AccordError(f"none of {many(len(asked), 'prompts')} was answered: {next(iter(counts.totals()))}")
+        if remote is not None:
+            watcher.note(f"  {remote.server.url}: {remote.server.spent}")
+        shutil.rmtree(self.records / "served", ignore_errors=True)
         write_json(self.records / "sampling.json", counts.as_dict())
         return ledger.finish(made)
+
+    def _served(self) -> str:
+        """The folder of the round's start as a server can read it: an adapter is added to its base."""
+        if not (Path(self.start) / "adapter_config.json").exists():
+            return self.start
+        return str(export(self.start, self.records / "served", merge=True, overwrite=True))
 
     def judge(
         self, records: list[Record], judges: Seq[judging.Judge], options: PairOptions, watcher: Quiet
@@ -653,6 +691,19 @@ def _policy(name: str, settings: Mapping[str, Any], heads: tuple[str, ...] | Non
     return policy, chat
 
 
+def _chat(name: str, settings: Mapping[str, Any]) -> Chat:
+    """How the prompts of a model are rendered that answers elsewhere."""
+    tokenizer = models.load_tokenizer(name, **{k: settings[k] for k in ("trust_remote_code",) if k in settings})
+    return Chat(tokenizer, max_length=settings.get("max_length", 1024), template=settings.get("chat_template"))
+
+
+def _written(answers: list[Response] | Failure, count: int) -> list[str]:
+    """The answers to a prompt as lines of a ledger; of one that failed, why, as often."""
+    if isinstance(answers, Failure):
+        return [json.dumps(answers.why)] * count
+    return [a.model_dump_json(exclude_defaults=True) for a in answers]
+
+
 def _that_fit(prompts: Seq[Record], chat: Chat, max_new_tokens: int, counts: Counts) -> tuple[list[Record], list[int]]:
     """The prompts behind which an answer fits into max_length, and their places by length: what is sampled together is
     about as long."""
@@ -682,7 +733,7 @@ def numbers(records: Seq[Record], judges: Seq[str]) -> dict[str, Any]:
     drawn = [a for r in records for a in r.responses if a.sampler is not None]
     found: dict[str, Any] = {
         "prompts": len(records), "answers": len(drawn),
-        "tokens": float(np.mean([len(a.token_ids or ()) for a in drawn])),
+        "tokens": float(np.mean(known)) if (known := [len(a.token_ids) for a in drawn if a.token_ids]) else None,
         "finished": float(np.mean([a.finish == "stop" for a in drawn])),
         "distinct": len({a.plain_text for a in drawn}) / len(drawn),
     }  # fmt: skip
@@ -701,7 +752,8 @@ def numbers(records: Seq[Record], judges: Seq[str]) -> dict[str, Any]:
 
 def _lines(row: Mapping[str, Any]) -> Iterator[str]:
     ended = f"{row['finished']:.0%} of them ended" if row["finished"] < 1 else "all of them ended"
-    yield f"  {many(row['answers'], 'answers')} of {row['tokens']:.1f} tokens, {ended}"
+    tokens = f" of {row['tokens']:.1f} tokens" if row["tokens"] is not None else ""
+    yield f"  {many(row['answers'], 'answers')}{tokens}, {ended}"
     for by, said in row["judges"].items():
         if "mean" in said:
             yield f"  {by}: mean {said['mean']:.4g}, spread {said['spread']:.4g}"

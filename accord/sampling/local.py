@@ -66,7 +66,7 @@ def answer(
     queue.sort()
     found: dict[tuple[int, int], Response] = {}
     by = Sampler(model=policy.key, temperature=temperature, top_p=top_p, seed=seed)
-    shards = _Shards(kept, repr((by, str(policy.scorer.compute), shard, samples, max_new_tokens, chat.key, contexts)))
+    shards = Shards(kept, repr((by, str(policy.scorer.compute), shard, samples, max_new_tokens, chat.key, contexts)))
     with generating(policy) as model:
         for start in range(0, len(queue), shard):
             part = queue[start : start + shard]
@@ -92,7 +92,7 @@ def answer(
     return [[found[p, k] for k in range(samples)] for p in range(len(prompts))]
 
 
-class _Shards:
+class Shards:
     """Finished shards in a file, under a line that says whose they are. known: answers by where the shard begins."""
 
     def __init__(self, path: Path | None, whose: str) -> None:
