@@ -30,7 +30,7 @@ STANDS_ON: dict[str, set[str]] = {
     "judges": {"people", "endpoint"},
     "evaluate": {"sampling", "judges", "sinks", "stats"},
     "training": {"sampling", "objectives", "monitors", "sinks", "stats"},
-    "online": {"training", "sampling", "judges", "endpoint"},
+    "online": {"training", "sampling", "judges"},
     "lab": {"online", "evaluate", "report"},
     "bench": {"training"},
     "config": {"lab"},
