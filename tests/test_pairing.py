@@ -11,7 +11,7 @@ from accord.data.records import Judgement, Record, Response, Sampler
 from accord.data.views import Counts
 from accord.errors import ConfigError
 from accord.online import judging, pairing
-from accord.online.pairing import Known, PairOptions, accepted, beats, known, pair
+from accord.online.pairing import Known, PairOptions, accepted, beats, comparisons, known, pair
 
 DRAW = np.random.default_rng(0)
 
@@ -302,3 +302,20 @@ def test_every_rule_and_label_says_what_it_does():
     assert all(f.__doc__ for f in pairing.LABELS.values())
     assert [name for name, _ in pairing.described()][:3] == ["--rule", "--label", "--values"]
     assert isinstance(Known(np.zeros(2), beats(np.zeros(2), 1.0)).take([1]), Known)
+
+
+def test_nash_md_pairs_the_policys_answers_by_their_win_rates_over_the_mixtures():
+    """Two answers of the policy, two of the mixture; P(better) written out: rates 0.75 and 0.4, a gap of 0.35."""
+    p = {(0, 2): 0.9, (0, 3): 0.6, (1, 2): 0.5, (1, 3): 0.3}
+    said = [Judgement(kind="preference", pair=pair, value=v, by="j") for pair, v in p.items()]
+    record = Record(prompt="?", responses=[{"text": t} for t in "abcd"], judgements=said)
+    options = PairOptions.of({"rule": "policy_pairs", "values": "against", "policy_answers": 2})
+    (pairs,) = comparisons(options)(4)
+    assert pairs == list(p)
+    (made,) = pair([record], options)
+    assert [r.text for r in made.responses] == ["a", "b"]
+    scores = {j.response: j.value for j in made.judgements if j.kind == "score"}
+    assert scores == pytest.approx({0: 0.75, 1: 0.4})
+    for given in ({"rule": "policy_pairs"}, {"values": "against"}):
+        with pytest.raises(ConfigError, match="go together"):
+            PairOptions.of(given)

@@ -12,6 +12,7 @@ from accord.engine import models
 from accord.engine.logprobs import Row
 from accord.errors import ConfigError
 from accord.sampling.local import answer
+from tests.conftest import make_llama
 
 torch.set_num_threads(1)
 
@@ -66,3 +67,46 @@ def test_sampling_leaves_the_model_as_it_was(policy):
 def test_impossible_settings_are_refused(policy):
     with pytest.raises(ConfigError, match="temperature"):
         ask(policy, temperature=-1.0)
+
+
+# -- mixtures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory, policy):
+    folder = tmp_path_factory.mktemp("models") / "other"
+    make_llama(seed=5, vocabulary=len(policy.tokenizer)).save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    return models.load(folder, device="cpu", precision="fp32")
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_mixture_is_the_geometric_mean_of_both_at_every_token(temperature, policy, other):
+    """Its log-probs, against a forward of each model over the whole answer, prompts of different lengths."""
+    chat, prompts, answers = ask(policy, seed=3, temperature=temperature, mixed=(other, 0.3))
+    with torch.no_grad():
+        for prompt, several in zip(prompts, answers, strict=True):
+            context = chat.context_ids(prompt)
+            for response in several:
+                ids = torch.tensor([[*context, *response.token_ids]])
+                mine, theirs = (p.scorer.causal(ids).logits[0].float().log_softmax(-1) for p in (policy, other))
+                mixed = ((0.7 * mine + 0.3 * theirs) / temperature).log_softmax(-1)[len(context) - 1 : -1]
+                wanted = mixed.gather(-1, torch.tensor(response.token_ids)[:, None])[:, 0]
+                torch.testing.assert_close(torch.tensor(response.sampling_logprobs), wanted, atol=1e-4, rtol=1e-4)
+    assert answers[0][0].sampler.model == f"{policy.key}^0.7*{other.key}^0.3"
+
+
+def test_a_mixture_of_one_share_is_that_policy(policy, other):
+    def ids(answers):
+        return [[r.token_ids for r in several] for several in answers]
+
+    assert ids(ask(policy, seed=3, mixed=(other, 0.0))[2]) == ids(ask(policy, seed=3)[2])
+    assert ids(ask(policy, seed=3, mixed=(other, 1.0))[2]) == ids(ask(other, seed=3)[2])
+
+
+def test_policies_of_different_tokens_are_not_mixed(policy, tmp_path):
+    make_llama(vocabulary=500).save_pretrained(tmp_path)
+    policy.tokenizer.save_pretrained(tmp_path)
+    strange = models.load(tmp_path, device="cpu", precision="fp32")
+    with pytest.raises(ConfigError, match="cannot be mixed token by token; they need one tokenizer"):
+        ask(policy, mixed=(strange, 0.5))

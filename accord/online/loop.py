@@ -37,7 +37,7 @@ from accord.judges.agreement import Agreement
 from accord.judges.frame import noted
 from accord.online import judging
 from accord.online.advantages import AdvantageOptions, Memory
-from accord.online.pairing import READS_GIVEN, WITHOUT_JUDGE, PairOptions, comparisons, known, pair
+from accord.online.pairing import READS_GIVEN, WITH_REFERENCE, WITHOUT_JUDGE, PairOptions, comparisons, known, pair
 from accord.online.rollouts import said_of, weighed
 from accord.sampling.local import SHARD, answer
 from accord.sampling.remote import Remote
@@ -78,6 +78,7 @@ def loop(
     prompts_per_round: int | None = None,
     samples: int = 2,
     reference_samples: int = 0,
+    mixture: float = 1.0,
     sampler: str | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -110,6 +111,8 @@ def loop(
         prompts_per_round: so many a round, drawn without repeating until all were used; by default all of them.
         samples: answers of the policy to a prompt.
         reference_samples: answers of the reference to it, beside these.
+        mixture: of these: each token is drawn from policy^(1 - mixture) * reference^mixture (Nash-MD); 1 is the
+            reference itself.
         sampler: a server that answers as the policy, such as `http://localhost:8000`: it is handed the weights of each
             round, or the loop is refused; `URL,model=M,weights=fixed` learns from the answers of another policy.
         temperature: of sampling; 0 takes the likeliest token. top_p: sample from the likeliest tokens of this share.
@@ -143,7 +146,7 @@ def loop(
     training.check_types(given, loop)
     watcher = Quiet() if quiet else Console()
     options = PairOptions.of(({} if advantage is None else {"rule": "none"}) | (pair or {}))
-    if options.rule == "policy_vs_ref" and "policy_answers" not in (pair or {}):
+    if options.rule in WITH_REFERENCE and "policy_answers" not in (pair or {}):
         options = replace(options, policy_answers=samples)
     weighing = None if advantage is None else AdvantageOptions.of(advantage)
     terms = _checked(given, options, weighing, settings)
@@ -175,7 +178,7 @@ def loop(
                     mine, settings, watcher, samples=samples, reference_samples=reference_samples,
                     temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens,
                     keep_given=options.rule in READS_GIVEN, greedy=weighing is not None and weighing.rule == "greedy",
-                    remote=remote,
+                    mixture=mixture, remote=remote,
                 )  # fmt: skip
                 judges = [
                     judging.find(_filled(words, start, whole), policy=start, **where_of(settings)) for words in named
@@ -265,7 +268,7 @@ class Round:
     def sample(
         self, prompts: Seq[Record], settings: Mapping[str, Any], watcher: Quiet, *, samples: int,
         reference_samples: int, temperature: float, top_p: float, max_new_tokens: int, keep_given: bool,
-        greedy: bool = False, remote: Remote | None = None,
+        greedy: bool = False, mixture: float = 1.0, remote: Remote | None = None,
     ) -> list[Record]:  # fmt: skip
         """Answers to the prompts, the policy's (those of `remote`, if there is one) and behind them the reference's;
         `keep_given` leaves those that the prompts brought in front, `greedy` adds the policy's likeliest answer."""
@@ -282,9 +285,11 @@ class Round:
             if server is not None:
                 chat, ask = _chat(self.start, settings), server.answer
             else:
-                policy, chat = _policy(self.reference if who == "reference" else self.start, settings)
-                ask = partial(answer, policy, chat)
-                del policy
+                mixed = who == "reference" and mixture < 1
+                policy, chat = _policy(self.reference if who == "reference" and not mixed else self.start, settings)
+                with_ = (_policy(self.reference, settings)[0], mixture) if mixed else None
+                ask = partial(answer, policy, chat, mixed=with_)
+                del policy, with_
             asked, order = _that_fit(prompts, chat, max_new_tokens, counts)
             if not asked:
                 raise AccordError(
@@ -582,8 +587,12 @@ def _checked(
         )
     if given["reference"] is not None and not needed and not given["reference_samples"]:
         raise ConfigError(f"nothing reads reference={given['reference']!r}: no objective here compares with one")
-    if options.rule == "policy_vs_ref" and not given["reference_samples"]:
-        raise ConfigError("pair.rule: policy_vs_ref pairs with answers of the reference: set reference_samples")
+    if options.rule in WITH_REFERENCE and not given["reference_samples"]:
+        raise ConfigError(f"pair.rule: {options.rule} compares with answers of the reference: set reference_samples")
+    if not 0 < given["mixture"] <= 1:
+        raise ConfigError(f"mixture={given['mixture']} must be above 0 (the policy), and at most 1 (the reference)")
+    if given["mixture"] != 1 and not given["reference_samples"]:
+        raise ConfigError("mixture says who gives the answers of the reference: set reference_samples")
     return terms
 
 

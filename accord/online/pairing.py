@@ -36,7 +36,8 @@ class PairOptions:
         rule: who is paired with whom, see `RULES`; `none` leaves the answers of a prompt together, with their values.
         label: what a pair counts as, see `LABELS`.
         values: what stands as the score of an answer. `score`: the judge's; `win_rate`: the mean of P(it is better)
-            over the prompt's answers, itself one half; `advantage`: the mean of the log-odds of that, itself 0.
+            over the prompt's answers, itself one half; `advantage`: the mean of the log-odds of that, itself 0;
+            `against`: of the policy's answers, the mean of P(it is better) over those of the reference.
         strength_scale: P(i is better than j) = sigmoid(strength_scale * (score i - score j)) where a judge scores;
             units of 1 / score.
         together: what scores of several judges (or attributes) come to. `mean`; `sample_min`, the least of each
@@ -46,7 +47,7 @@ class PairOptions:
         baseline: of `ranked`: the answer that all are compared with, `first` or `median` (by score, of judges that
             score).
         among: of `ranked`: which pairs its order gives: `all`, `adjacent`, `best` with each, `baseline` with each.
-        policy_answers: of `policy_vs_ref`: the first so many answers are the policy's.
+        policy_answers: of `policy_vs_ref` and `policy_pairs`: the first so many answers are the policy's.
         smoothing: of `smoothed`: probability that the label is wrong, in [0, 0.5).
         smoothed_below: of `smoothed`: only pairs of which P(chosen is better) is at most this.
         min_margin: pairs whose scores differ by less are left out.
@@ -56,7 +57,7 @@ class PairOptions:
 
     rule: str = "best_worst"
     label: str = "hard"
-    values: Literal["score", "win_rate", "advantage"] = "score"
+    values: Literal["score", "win_rate", "advantage", "against"] = "score"
     strength_scale: float = 1.0
     together: Literal["mean", "sample_min", "group_min"] = "mean"
     reject: int | None = None
@@ -109,7 +110,7 @@ class PairOptions:
         read_by = {
             "baseline": made.rule == "ranked" and made.among == "baseline", "among": made.rule == "ranked",
             "smoothing": made.label == "smoothed",
-            "smoothed_below": made.label == "smoothed", "policy_answers": made.rule == "policy_vs_ref",
+            "smoothed_below": made.label == "smoothed", "policy_answers": made.rule in WITH_REFERENCE,
             "reject_beta": made.reject is not None, "label": made.rule not in ("none", *WITHOUT_JUDGE),
             "min_margin": made.rule not in ("none", *WITHOUT_JUDGE), "reject": made.rule not in READS_GIVEN,
             "min_confidence": made.rule not in ("none", *WITHOUT_JUDGE),
@@ -120,6 +121,10 @@ class PairOptions:
                 raise ConfigError(
                     f"pair.{name} is set, and nothing reads it under {by}: {getattr(made, by)}; leave it out"
                 )
+        if (made.values == "against") != (made.rule == "policy_pairs"):
+            raise ConfigError(
+                "pair.values: against and pair.rule: policy_pairs go together (Nash-MD); set both, or none"
+            )
         return made
 
 
@@ -139,14 +144,19 @@ class Known:
         index = np.asarray(kept, int)
         return Known(self.score[index], self.beats[np.ix_(index, index)])
 
-    def values(self, which: str) -> np.ndarray:
-        """[K]: scores, win rates, or mean log-odds; of the answers that each was compared with.
+    def values(self, which: str, own: int = 0) -> np.ndarray:
+        """[K]: scores, win rates, or mean log-odds; of the answers that each was compared with. Of `against`, those of
+        the first `own` answers over the others.
 
         >>> Known(np.array([2.0, 0.0]), beats(np.array([2.0, 0.0]), 1.0)).values("win_rate").round(3).tolist()
         [0.69, 0.31]
         """
         if which == "score":
             return self.score
+        if which == "against":
+            others = self.beats[:, own:]
+            found = others.mean(1) if others.shape[1] else np.full(len(self.score), NAN)
+            return np.where(np.arange(len(self.score)) < own, found, NAN)
         there = ~np.isnan(self.beats)
         p = np.where(there, self.beats, 0.5)
         said = p if which == "win_rate" else np.array([[log_odds(v) for v in line] for line in p])
@@ -346,6 +356,11 @@ def policy_vs_ref(known: Known, draw: np.random.Generator, *, policy_answers: in
     return [(i, j) for i in range(min(policy_answers, count)) for j in range(policy_answers, count)]
 
 
+def policy_pairs(known: Known, draw: np.random.Generator, *, policy_answers: int = 1) -> list[Pair]:
+    """Every two answers of the policy; those of the reference are opponents alone (Nash-MD, with values: against)."""
+    return [(i, j) for i in range(policy_answers) for j in range(i + 1, policy_answers)]
+
+
 def _order(known: Known) -> list[int]:
     """Places of the answers that have a score, best first; equal ones as they came."""
     there = np.flatnonzero(~np.isnan(known.score))
@@ -355,10 +370,11 @@ def _order(known: Known) -> list[int]:
 RULES: dict[str, Callable[..., list[Pair]] | None] = {
     "best_worst": best_worst, "best_random": best_random, "best_second": best_second, "first_second": first_second,
     "all_pairs": all_pairs, "random": random, "halves": halves, "ranked": ranked, "tournament": tournament,
-    "policy_vs_ref": policy_vs_ref, "stated": None, "given_vs_sampled": None, "sampled_vs_bad": None,
-    "stated_beside_sampled": None, "none": None,
+    "policy_vs_ref": policy_vs_ref, "policy_pairs": policy_pairs, "stated": None, "given_vs_sampled": None,
+    "sampled_vs_bad": None, "stated_beside_sampled": None, "none": None,
 }  # fmt: skip
 WITHOUT_JUDGE = ("given_vs_sampled", "sampled_vs_bad", "stated_beside_sampled")
+WITH_REFERENCE = ("policy_vs_ref", "policy_pairs")  # rules that need answers of the reference
 READS_GIVEN = ("stated", *WITHOUT_JUDGE)  # rules that look at answers which the prompts brought
 SAYS = {
     "stated": "The pairs that somebody else stated: the judge is asked how sure they are.",
@@ -401,6 +417,11 @@ def every(count: int) -> Asking:
     yield [(i, j) for i in range(count) for j in range(i + 1, count)]
 
 
+def across(count: int, own: int) -> Asking:
+    """Each of the first `own` with each of the others."""
+    yield [(i, j) for i in range(min(own, count)) for j in range(own, count)]
+
+
 def star(count: int) -> Asking:
     """Each with the first."""
     yield [(i, 0) for i in range(1, count)]
@@ -437,6 +458,8 @@ ASKS: dict[str, Callable[[int], Asking]] = {"ranked": star, "tournament": knock_
 
 def comparisons(options: PairOptions) -> Callable[[int], Asking]:
     """Which comparisons the rule needs of K answers."""
+    if options.rule in WITH_REFERENCE:
+        return lambda count: across(count, options.policy_answers)
     return ASKS.get(options.rule, every)
 
 
@@ -543,7 +566,7 @@ def _records(
     record: Record, of: Known, inside: list[int], options: PairOptions, draw: np.random.Generator, by: str | None,
     counts: Counts,
 ) -> list[Record]:  # fmt: skip
-    values = of.values(options.values)
+    values = of.values(options.values, options.policy_answers)
     if options.rule == "none":
         scored = [i for i in inside if not math.isnan(values[i])]
         return [_said(record, scored, values, by, options)] if scored else []
@@ -609,7 +632,12 @@ def _pairs(
     rule, part = RULES[options.rule], of.take(inside)
     assert rule is not None
     own = [p.name for p in inspect.signature(rule).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    found = rule(part, draw, **{name: getattr(options, name) for name in own})
+    given = {name: getattr(options, name) for name in own}
+    theirs = sum(i < options.policy_answers for i in inside)  # of those that are left
+    found = rule(part, draw, **given | ({"policy_answers": theirs} if "policy_answers" in given else {}))
+    if options.rule == "policy_pairs":  # a gap of win rates is what they are trained on
+        rate = part.values("against", theirs)
+        return [(inside[i], inside[j], float(0.5 + (rate[i] - rate[j]) / 2)) for i, j in found]
     return [(inside[i], inside[j], float(part.beats[i, j])) for i, j in found]
 
 

@@ -6,6 +6,7 @@ interrupted or repeated sampling gives the same answers.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TextStreamer
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
 
 from accord.data.batches import seeded
 from accord.data.chat import Chat
@@ -40,6 +42,7 @@ def answer(
     progress: Callable[[int, int], None] = lambda done, of: None,
     stream: Callable[[str], None] | None = None,
     kept: Path | None = None,
+    mixed: tuple[Policy, float] | None = None,
 ) -> list[list[Response]]:
     """`samples` answers to every prompt.
 
@@ -54,6 +57,7 @@ def answer(
         stream: gets the text as it comes; only for one answer to one prompt.
         kept: a file that gets every shard when it is done, so that the same call goes on where this one is killed;
             shards that another policy, other prompts or settings left there are made anew. The caller removes it.
+        mixed: another policy and its share: each token is drawn from policy^(1 - share) * other^share, normalised.
 
     Returns:
         For each prompt its responses, with text, token_ids under `chat.key`, sampling_logprobs (nats, under the
@@ -66,8 +70,10 @@ def answer(
     queue.sort()
     found: dict[tuple[int, int], Response] = {}
     by = Sampler(model=policy.key, temperature=temperature, top_p=top_p, seed=seed)
+    if mixed is not None:
+        by = by.model_copy(update={"model": f"{policy.key}^{1 - mixed[1]:g}*{mixed[0].key}^{mixed[1]:g}"})
     shards = Shards(kept, repr((by, str(policy.scorer.compute), shard, samples, max_new_tokens, chat.key, contexts)))
-    with generating(policy) as model:
+    with generating(policy) as model, generating(mixed[0]) if mixed else contextlib.nullcontext() as other:
         for start in range(0, len(queue), shard):
             part = queue[start : start + shard]
             if (made := shards.known.get(start)) is not None:
@@ -75,7 +81,8 @@ def answer(
                 continue
             torch.manual_seed(int(seeded(seed, "sample", start // shard).integers(2**31)))
             asked = [contexts[p] for _, p, _ in part]
-            rows = _generate(policy, model, chat, asked, max_new_tokens, temperature, top_p, stream)
+            mixture = None if mixed is None else _Mixture(other, mixed[1])
+            rows = _generate(policy, model, chat, asked, max_new_tokens, temperature, top_p, stream, mixture)
             for (_, p, k), (ids, logprobs) in zip(part, rows, strict=True):
                 ended = bool(ids) and ids[-1] in chat.stop_ids
                 words = ids[:-1] if ended else ids
@@ -138,6 +145,7 @@ def _generate(
     temperature: float,
     top_p: float,
     stream: Callable[[str], None] | None = None,
+    mixture: _Mixture | None = None,
 ) -> list[tuple[list[int], list[float]]]:
     """Ids up to and with the end token, and their log-probs, for one left-padded shard."""
     device, width = policy.scorer.device, max(map(len, contexts))
@@ -148,6 +156,9 @@ def _generate(
     options: dict[str, Any] = {"do_sample": temperature > 0, "repetition_penalty": 1.0, "min_new_tokens": None}
     if temperature > 0:
         options |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
+    if mixture is not None:
+        mixture.mask = mask
+        options["logits_processor"] = LogitsProcessorList([mixture])
     with torch.no_grad():
         out = model.generate(
             input_ids=ids,
@@ -173,6 +184,34 @@ def _generate(
         stop = next((i + 1 for i, token in enumerate(line) if token in chat.stop_ids), len(line))
         rows.append((line[:stop], lp[:stop]))
     return rows
+
+
+class _Mixture(LogitsProcessor):
+    """Mixes the log-probs of a generating model with those of another, token by token, before temperature and nucleus.
+
+    mask: of the left-padded prompts [B, P].
+    """
+
+    mask: Tensor
+
+    def __init__(self, other: Any, share: float) -> None:
+        self.other, self.share, self.past = other, share, None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        new = input_ids if self.past is None else input_ids[:, -1:]
+        self.mask = torch.nn.functional.pad(self.mask, (0, input_ids.shape[1] - self.mask.shape[1]), value=1)
+        places = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
+        out = self.other(
+            input_ids=new, attention_mask=self.mask, position_ids=places, past_key_values=self.past, use_cache=True
+        )
+        self.past = out.past_key_values
+        theirs = out.logits[:, -1].float().log_softmax(-1)
+        if theirs.shape != scores.shape:
+            raise ConfigError(
+                f"policies of {scores.shape[1]:,} and {theirs.shape[1]:,} tokens cannot be mixed token by token; they "
+                "need one tokenizer"
+            )
+        return (1 - self.share) * scores.float().log_softmax(-1) + self.share * theirs
 
 
 class _Streamer(TextStreamer):
