@@ -632,11 +632,12 @@ def _pairs(
     rule, part = RULES[options.rule], of.take(inside)
     assert rule is not None
     own = [p.name for p in inspect.signature(rule).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    given = {name: getattr(options, name) for name in own}
-    theirs = sum(i < options.policy_answers for i in inside)  # of those that are left
-    found = rule(part, draw, **given | ({"policy_answers": theirs} if "policy_answers" in given else {}))
+    given: dict[str, Any] = {name: getattr(options, name) for name in own}
+    if "policy_answers" in given:
+        given["policy_answers"] = sum(i < options.policy_answers for i in inside)  # of those that are left
+    found = rule(part, draw, **given)
     if options.rule == "policy_pairs":  # a gap of win rates is what they are trained on
-        rate = part.values("against", theirs)
+        rate = part.values("against", given["policy_answers"])
         return [(inside[i], inside[j], float(0.5 + (rate[i] - rate[j]) / 2)) for i, j in found]
     return [(inside[i], inside[j], float(part.beats[i, j])) for i, j in found]
 
