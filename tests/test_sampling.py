@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from accord.data import sources
 from accord.data.chat import Chat
 from accord.data.records import Record
 from accord.data.views import Branch, Counts
 from accord.engine import models
 from accord.engine.logprobs import Row
 from accord.errors import ConfigError
+from accord.sampling import revise
 from accord.sampling.local import answer
-from tests.conftest import make_llama
+from tests.conftest import make_llama, pair_records
 
 torch.set_num_threads(1)
 
@@ -110,3 +112,49 @@ def test_policies_of_different_tokens_are_not_mixed(policy, tmp_path):
     strange = models.load(tmp_path, device="cpu", precision="fp32")
     with pytest.raises(ConfigError, match="cannot be mixed token by token; they need one tokenizer"):
         ask(policy, mixed=(strange, 0.5))
+
+
+# -- revisions ---------------------------------------------------------------------------------------------------------
+
+
+def test_revisions_stand_beside_what_they_revise_and_are_pairs_without_a_judge(accord, model_folder, tmp_path):
+    given = pair_records(3)
+    file = tmp_path / "given.jsonl"
+    file.write_text("".join(r.to_json() + "\n" for r in given))
+    code, out, err = accord(
+        "sample", "--model", model_folder, "--prompts", file, "--revise", "Improve your answer.", "-n", 2,
+        "--max-new-tokens", 5, "--precision", "fp32", "--output", "revised.jsonl",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "3 prompts, 12 answers" in out
+    held = sources.load("revised.jsonl").records
+    for before, after in zip(given, held, strict=True):
+        assert after.responses[:2] == before.responses
+        assert after.judgements == before.judgements
+        assert [r.revised_from for r in after.responses] == [None, None, 0, 0, 1, 1]
+    policy = models.load(model_folder, device="cpu", precision="fp32")
+    chat = Chat(policy.tokenizer, stop_ids=policy.ends)
+    asked = Record(
+        prompt=[
+            {"role": "user", "content": given[0].prompt}, {"role": "assistant", "content": given[0].responses[0].text},
+            {"role": "user", "content": "Improve your answer."},
+        ]
+    )  # fmt: skip
+    assert revise.questions(given, "Improve your answer.")[0] == asked
+    assert chat.context_ids(asked)
+    code, _, err = accord("pair", "revised.jsonl", "--output", "pairs.jsonl", "--rule", "revised")
+    assert code == 0, err
+    texts = [[a.plain_text for a in r.responses] for r in sources.load("pairs.jsonl").records]
+    wanted = [
+        [r.responses[i].plain_text, r.responses[r.responses[i].revised_from].plain_text]
+        for r in held
+        for i in range(2, 6)
+    ]
+    assert texts == [w for w in wanted if w[0] != w[1]]
+
+
+def test_there_must_be_something_to_revise(accord, model_folder, tmp_path):
+    (tmp_path / "p.txt").write_text("Hi\n")
+    code, _, err = accord("sample", "--model", model_folder, "--prompts", tmp_path / "p.txt", "--revise", "Again.")
+    assert code == 2
+    assert "there is nothing to revise" in err

@@ -41,6 +41,10 @@ def sample(
     ] = None,
     output: Annotated[Optional[Path], typer.Option(help="Write records here, not to the screen.")] = None,  # noqa: UP045
     samples: Annotated[int, typer.Option("--samples", "-n", help="Answers to a prompt.")] = 1,
+    revise: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="TEXT", help="Revise the answers of the file, at this request: 'Improve your answer.'"),
+    ] = None,
     judge: JudgeWords = None,
     keep: Annotated[
         Optional[str], typer.Option(help="Of judged answers: all, best (demonstrations) or best_worst (pairs).")  # noqa: UP045
@@ -62,6 +66,7 @@ def sample(
     from accord.engine import models
     from accord.judges import table
     from accord.judges.keep import forget, judged_and_kept, known
+    from accord.sampling import revise as revising
     from accord.sampling.local import answer
     from accord.sampling.remote import Remote
     from accord.training.watch import Console, Quiet
@@ -83,20 +88,25 @@ def sample(
         ask = partial(answer, policy, Chat(policy.tokenizer, max_length=max_length, stop_ids=policy.ends))
     shown = Quiet() if as_json else Console()
     shards = output and output.with_name(f".{output.name}.answers")
+    questions = asked if revise is None else revising.questions(asked, revise)
     with shown.task("sampling") as advance:
         answers = ask(
-            asked, samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
+            questions, samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
             progress=advance, kept=shards,
         )  # fmt: skip
-    made = [
-        Record(prompt=r.prompt, tools=r.tools, responses=tuple(a), source=r.source)
-        for r, a in zip(asked, answers, strict=True)
-        if not isinstance(a, Failure)
-    ]
+    made = (
+        revising.beside(asked, answers)
+        if revise is not None
+        else [
+            Record(prompt=r.prompt, tools=r.tools, responses=tuple(a), source=r.source)
+            for r, a in zip(asked, answers, strict=True)
+            if not isinstance(a, Failure)
+        ]
+    )
     failed = Counter(a.why for a in answers if isinstance(a, Failure))
     if not made:
         raise AccordError(f"none of {many(len(answers), 'prompts')} was answered: {failed.most_common(1)[0][0]}")
-    told: dict[str, Any] = {"prompts": len(made), "answers": sum(len(r.responses) for r in made)}
+    told: dict[str, Any] = {"prompts": len(made), "answers": sum(len(a) for a in answers if not isinstance(a, Failure))}
     lines = [f"{many(told['prompts'], 'prompts')}, {many(told['answers'], 'answers')}"]
     if remote is not None:
         told |= {"failed": dict(failed), "server": remote.server.spent.as_dict()}
@@ -107,7 +117,7 @@ def sample(
             made, story, counts = judged_and_kept(made, who, what, output, advance)
         told |= {"kept": len(made), "judge": story.tallies[0].as_dict(), "counts": counts.totals()}
         lines[0] += f", {many(len(made), 'records')} kept"
-        lines += story.tallies[0].lines() + [f"{what}: {n:,}" for what, n in counts.totals().items()]
+        lines += story.tallies[0].lines() + story.notes + [f"{what}: {n:,}" for what, n in counts.totals().items()]
     if output and shards:
         models.write_whole(output, "".join(r.to_json() + "\n" for r in made))
         shards.unlink()

@@ -371,9 +371,9 @@ RULES: dict[str, Callable[..., list[Pair]] | None] = {
     "best_worst": best_worst, "best_random": best_random, "best_second": best_second, "first_second": first_second,
     "all_pairs": all_pairs, "random": random, "halves": halves, "ranked": ranked, "tournament": tournament,
     "policy_vs_ref": policy_vs_ref, "policy_pairs": policy_pairs, "stated": None, "given_vs_sampled": None,
-    "sampled_vs_bad": None, "stated_beside_sampled": None, "none": None,
+    "sampled_vs_bad": None, "stated_beside_sampled": None, "revised": None, "none": None,
 }  # fmt: skip
-WITHOUT_JUDGE = ("given_vs_sampled", "sampled_vs_bad", "stated_beside_sampled")
+WITHOUT_JUDGE = ("given_vs_sampled", "sampled_vs_bad", "stated_beside_sampled", "revised")
 WITH_REFERENCE = ("policy_vs_ref", "policy_pairs")  # rules that need answers of the reference
 READS_GIVEN = ("stated", *WITHOUT_JUDGE)  # rules that look at answers which the prompts brought
 SAYS = {
@@ -383,6 +383,7 @@ SAYS = {
     "brought, with 0 (D2O); nobody judges.",
     "stated_beside_sampled": "The pairs that the data brought, and each sampled answer as a record of its own that "
     "nobody judged (HyPO).",
+    "revised": "Each revision, chosen, with the answer that it revises; nobody judges.",
     "none": "No pairs: the answers of a prompt stay together, with their values.",
 }
 
@@ -622,6 +623,9 @@ def _pairs(
         given = [i for i in inside if record.responses[i].sampler is None]
         drawn = [i for i in inside if record.responses[i].sampler is not None]
         return [(i, j, 1.0) for i in given for j in drawn]
+    if options.rule == "revised":
+        before = ((i, record.responses[i].revised_from) for i in inside)
+        return [(i, j, 1.0) for i, j in before if j is not None and j in inside]
     if options.rule in ("stated", "stated_beside_sampled"):
         named = [j for j in record.judgements if j.pair is not None and not j.margin and j.value != 0.5]
         pairs = dict.fromkeys(j.pair if j.value > 0.5 else j.pair[::-1] for j in named if j.pair is not None)
@@ -632,12 +636,12 @@ def _pairs(
     rule, part = RULES[options.rule], of.take(inside)
     assert rule is not None
     own = [p.name for p in inspect.signature(rule).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    given: dict[str, Any] = {name: getattr(options, name) for name in own}
-    if "policy_answers" in given:
-        given["policy_answers"] = sum(i < options.policy_answers for i in inside)  # of those that are left
-    found = rule(part, draw, **given)
+    chosen: dict[str, Any] = {name: getattr(options, name) for name in own}
+    if "policy_answers" in chosen:
+        chosen["policy_answers"] = sum(i < options.policy_answers for i in inside)  # of those that are left
+    found = rule(part, draw, **chosen)
     if options.rule == "policy_pairs":  # a gap of win rates is what they are trained on
-        rate = part.values("against", given["policy_answers"])
+        rate = part.values("against", chosen["policy_answers"])
         return [(inside[i], inside[j], float(0.5 + (rate[i] - rate[j]) / 2)) for i, j in found]
     return [(inside[i], inside[j], float(part.beats[i, j])) for i, j in found]
 
