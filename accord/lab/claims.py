@@ -344,7 +344,7 @@ class Trial:
             shutil.rmtree(output)
         output.mkdir(parents=True, exist_ok=True)
         write_json(mark, {"identity": text})
-        looks = {"eval_data": list(held)} if "eval_steps" in settings else {}
+        looks: dict[str, Any] = {"eval_data": list(held)} if "eval_steps" in settings else {}
         run = train(model, records, output=str(output), seed=seed, quiet=True, save_steps=None, **looks, **settings)
         if run.summary["finished"] == "interrupted":
             raise AccordError("stopped; the same command goes on from here")

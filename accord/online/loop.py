@@ -740,9 +740,10 @@ def _filled(words: str, policy: str, model: str) -> str:
 def numbers(records: Seq[Record], judges: Seq[str]) -> dict[str, Any]:
     """A round's answers in numbers: how many, how long, how many ended, and each judge's scores."""
     drawn = [a for r in records for a in r.responses if a.sampler is not None]
+    lengths = [len(a.token_ids) for a in drawn if a.token_ids]
     found: dict[str, Any] = {
         "prompts": len(records), "answers": len(drawn),
-        "tokens": float(np.mean(known)) if (known := [len(a.token_ids) for a in drawn if a.token_ids]) else None,
+        "tokens": float(np.mean(lengths)) if lengths else None,
         "finished": float(np.mean([a.finish == "stop" for a in drawn])),
         "distinct": len({a.plain_text for a in drawn}) / len(drawn),
     }  # fmt: skip
