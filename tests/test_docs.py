@@ -360,7 +360,7 @@ def test_what_a_run_writes_is_in_the_tables(stand_ins) -> None:
         output="run", eval_steps=1, quiet=True,
     )  # fmt: skip
     files = {re.findall(r"`(.*?)`", row[0])[0].strip("/") for row in cells(ROOT / "README.md", "in the run folder")}
-    assert {p.name for p in run.folder.iterdir()} | {"verdicts.jsonl", "samples.jsonl"} == files
+    assert {p.name for p in run.folder.iterdir()} | {"verdicts.jsonl", "samples.jsonl", "probe.json"} == files
     documented, beside = (
         {n for row in cells(ROOT / "docs" / page, column) for n in re.findall(r"`(.*?)`", row[0])}
         for page, column in (("numbers.md", "metric"), ("monitors.md", "number"))
