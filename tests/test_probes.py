@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from accord.data.records import Response
 from accord.data.views import Counts
 from accord.engine import models
 from accord.errors import ConfigError
+from accord.monitors import Window
 from accord.monitors.beta import Beta
 from accord.monitors.degradation import Degradation
 from accord.monitors.dispersion import Dispersion
@@ -428,3 +430,46 @@ def test_a_reward_model_has_no_next_token_to_probe(tmp_path, model_folder):
     rows = [r for r in JsonLines(run.folder / "metrics.jsonl").read() if "grad_norm" in r]
     assert "probe/grad_norm/head:score" in rows[0]
     assert not [k for k in rows[0] if k.startswith(("probe/logps", "probe/entanglement", "factors"))]
+
+
+def test_answers_of_the_start_are_scored_again_shown_and_kept_over_a_resume(tmp_path, model_folder):
+    """A resumed run measures the distance to the same answers; the report has them beside the last ones."""
+
+    def run(name, **more):
+        return package.train(
+            str(model_folder), pair_records(40), "dpo", max_steps=4, batch_size=8, learning_rate=1e-2, probe_every=2,
+            probe_samples=3, eval_fraction=0.2, save_steps=2, output=str(tmp_path / name), quiet=True, precision="fp32",
+            **more,
+        ).folder  # fmt: skip
+
+    whole = run("whole")
+    rows = [r for r in JsonLines(whole / "metrics.jsonl").read() if "probe/logps/started" in r]
+    assert [r["step"] for r in rows] == [1, 3]
+    assert rows[0]["probe/started/kl_per_token"] == pytest.approx(0, abs=1e-6)
+    assert rows[1]["probe/started/kl_per_token"] > 1e-4
+    said = JsonLines(whole / "samples.jsonl").read()
+    assert len(said) == 3
+    assert {"prompt", "before", "after"} == set(said[0])
+    assert "What it said before, and says now" in (whole / "report.html").read_text()
+    shutil.copytree(whole, tmp_path / "again")
+    (tmp_path / "again" / "config.yaml").write_text(
+        (whole / "config.yaml").read_text().replace(str(whole), str(tmp_path / "again"))
+    )
+    for gone in ("model", "checkpoints/step-4"):
+        shutil.rmtree(tmp_path / "again" / gone)
+    again = [r for r in JsonLines(run("again") / "metrics.jsonl").read() if "probe/logps/started" in r]
+    assert again == rows
+
+
+def test_the_window_knows_the_error_of_its_mean():
+    window = Window(4)
+    for value in (1.0, 2.0, 3.0, 4.0):
+        window.add(value)
+    assert window.error == pytest.approx(math.sqrt(5 / 3 / 4))
+
+
+def test_dispersion_is_not_said_of_a_share_that_may_be_chance():
+    """Half and a little more of the pairs, but in batches that differ by more than that."""
+    rows = [{"dispersed": v, "logratios/pair": -3.0} for v in [0.2, 0.9] * 10]
+    assert shown(Dispersion(), rows) == []
+    assert shown(Dispersion(), [{"dispersed": 0.6, "logratios/pair": -3.0}] * 10) == [10]

@@ -176,6 +176,40 @@ def test_demonstrations_are_told_by_nats_a_token(tmp_path):
     assert numbers.per_token.mean == pytest.approx(2 / 5)
 
 
+def test_ranking_is_told_by_which_answer_is_longer_beside_what_could_be_reached(tmp_path):
+    """The reference finds every rejected answer likelier by 5 nats; at beta 0.1, and 3 of 4 who agree, 11 are there."""
+    start = [Seen(f"r{i}", -30.0, -25.0) for i in range(20)]
+    now = [Seen(f"r{i}", -30.0, -26.0 if i % 2 else -33.0) for i in range(20)]
+    for side in (start, now):
+        for i, e in enumerate(side):
+            e.lengths = {"chosen": 5, "rejected": 3 if i % 2 else 9}
+    for e in now:
+        e.rewards = {k: 0.1 * (v - {"chosen": -30.0, "rejected": -25.0}[k]) for k, v in e.logps.items()}
+    found = tables.ranking(read(folder_of(tmp_path / "r", {0: start, 10: now}, beta=0.1)))
+    assert [(r.kind, r.pairs) for r in found] == [("all", 20), ("chosen is longer", 10), ("chosen is shorter", 10)]
+    assert [r.now.mean for r in found if r.now] == [0.5, 0.0, 1.0]
+    assert [r.before.mean for r in found if r.before] == [0.0, 0.0, 0.0]
+    assert [r.implicit.mean for r in found] == [1.0, 1.0, 1.0]
+    assert [r.gap for r in found] == [0.5, 1.0, 0.0]
+
+
+def test_pairs_that_stay_wrong_are_suspects_in_a_run_that_learns(tmp_path):
+    folder = folder_of(tmp_path / "r", {})
+    rows = []
+    for step in (1, 2, 3):
+        for i in range(10):
+            e = Seen(f"r{i}", -1.0, -2.0)
+            margin = -1.0 if i == 7 or step == 1 else 1.0
+            e.rewards = {"chosen": margin, "rejected": 0.0}
+            rows.append((step, e))
+    told = [{"file": "d.jsonl", "line": int(e.record[1:]) + 1, "text": None} for _, e in rows]
+    write_examples(folder / "examples" / "steps-0000001-0000003.parquet", rows, told)
+    found = tables.stubborn(read(folder))
+    assert found == tables.Stubborn(1, 10, 0.9, ["d.jsonl, line 8"])
+    assert "1 of 10 pairs" in render.write_report(folder).read_text()
+    assert tables.stubborn(read(folder_of(tmp_path / "once", {}))) is None
+
+
 def test_word_differences():
     a, b = tables.compared("The big red fox.", "The small red fox!")
     assert [t for k, t in a if k == "gone"] == ["big", "."]
