@@ -247,6 +247,8 @@ def of_run(folder: Path, name: str = "run") -> Iterator[Line]:
     from accord.sinks import JsonLines
 
     rows = JsonLines(folder / "metrics.jsonl").read()
+    if not rows and (folder / "loop.yaml").exists():
+        raise AccordError(f"{folder} is a loop: its rounds are the runs, like {folder / 'rounds' / '1'}")
     if not rows:
         raise AccordError(f"{folder} is no run folder, or one before its first step: it has no metrics.jsonl")
     summary = folder / "summary.json"

@@ -199,9 +199,9 @@ def doctor(context: typer.Context, as_json: AsJson = False) -> None:
     """
     words = list(context.args)
     run = Path(words.pop(0)) if words and not words[0].startswith("--") and "=" not in words[0] else None
-    given = config.check(config.merged({}, config.parse(words))) if words else {}
-    if run is not None and given:
+    if run is not None and words:
         raise ConfigError("the doctor looks at a run, or at settings before a run: leave out one of them")
+    given = config.check(config.merged({}, config.parse(words))) if words else {}
     quiet_libraries()
     from accord.doctor import before, examine, of_run
 

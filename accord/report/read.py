@@ -187,6 +187,8 @@ def read(path: Path) -> RunFolder:
         AccordError: it is none, or a file of it is damaged.
     """
     if not (path / "metrics.jsonl").exists() and not (path / "config.yaml").exists():
+        if (path / "loop.yaml").exists():
+            raise AccordError(f"{path} is a loop: its rounds are the runs, like {path / 'rounds' / '1'}")
         raise AccordError(f"{path} is no run folder: it holds neither config.yaml nor metrics.jsonl")
 
     def text(name: str) -> str:

@@ -42,15 +42,23 @@ WEIGHTS = 20_000_000  # numbers of the last layers whose gradients are compared
 
 
 class NoProbes:
-    """Looks at nothing."""
+    """Looks at nothing. facts: numbers of the data, which stand in the first update's row."""
 
-    def before(self, batch: Batch, number: int) -> None: ...
+    def __init__(self, facts: dict[str, float] | None = None) -> None:
+        self.facts = facts or {}
+        self._found: dict[str, float] = {}
+
+    def before(self, batch: Batch, number: int) -> None:
+        self._found = dict(self.facts) if number == 0 else {}
 
     def after(self) -> dict[str, float]:
-        return {}
+        return self._found
 
     def cost(self) -> dict[str, float]:
         return {}
+
+    def told(self, decode: Callable[[list[int]], str]) -> list[dict[str, str]]:
+        return []
 
 
 class Probes(NoProbes):
@@ -71,19 +79,20 @@ class Probes(NoProbes):
         self, step: Step, probe: Batch, every: int, records: Seq[Record], facts: dict[str, float] | None = None,
         answers: Callable[[], Answers] | None = None, kept: Path | None = None,
     ) -> None:  # fmt: skip
-        self.step, self.every, self.facts, self.answers = step, every, facts or {}, answers
+        super().__init__(facts)
+        self.step, self.every, self.answers = step, every, answers
         self.own = step.on(records)
         self.probes = {name: small(probe, name) for name in probe.terms if step.terms[name].logps}
         self.weights = last_weights(step.scorer)
         self.kept = kept
         self.started: list[Started] = []
-        self._found: dict[str, float] = {}
         self._held: list[Tensor] = []
         self._seconds = 0.0
 
     def before(self, batch: Batch, number: int) -> None:
         """Looks, if it is time, at the policy as it is before update `number` (from 0)."""
-        self._found, self._held, self._seconds = dict(self.facts) if number == 0 else {}, [], 0.0
+        super().before(batch, number)
+        self._held, self._seconds = [], 0.0
         self.step.look_at_parts = number % self.every == 0
         if not self.step.look_at_parts:
             return

@@ -62,7 +62,7 @@ from accord.training.outcome import (
     write_config,
 )
 from accord.training.parallel import Processes
-from accord.training.probes import Probes, fresh_answers
+from accord.training.probes import NoProbes, Probes, fresh_answers
 from accord.training.rehearsal import rehearse
 from accord.training.sets import linear_heads
 from accord.training.sharing import Sharing
@@ -415,12 +415,12 @@ def train(
             keep_objectives(folder, terms)
             write_config(folder / "config.yaml", resolved, policy, refs)
             write_json(folder / "data.json", story)
-    probes = None
+    facts = data_facts(terms, corpus, counts) if watching else {}
+    probes = NoProbes(facts)
     if watching and probe_every is not None and processes.world == 1:
         probe, of = (held[0], held_records) if held else (plan_of_batches.batch(0), records)
         speaks = probe_samples and any(t.logps for t in terms.values())
         fresh = functools.partial(fresh_answers, policy, chat, of, probe_samples, seed) if speaks else None
-        facts = data_facts(terms, corpus, counts)
         probes = Probes(step, probe, probe_every, of, facts, fresh, folder / "probe.json")
     elif watching and probe_every is not None:
         say("several processes: nothing is probed, and monitors that ask for it say nothing")
@@ -461,9 +461,7 @@ def train(
                 text = card(resolved, summary, told, library(policy), reward)
                 models.save(policy, folder / "model", state, text, say, reward)
             write_json(folder / "summary.json", summary)
-            if probes is not None and (
-                said := probes.told(functools.partial(chat.tokenizer.decode, skip_special_tokens=True))
-            ):
+            if said := probes.told(functools.partial(chat.tokenizer.decode, skip_special_tokens=True)):
                 samples = JsonLines(folder / "samples.jsonl")
                 samples.cut(-1)
                 samples.append(said)
