@@ -718,6 +718,8 @@ def factors(
     batch = next(iter(batches.values()), None)
     if batch is None or batch.kind != "Pairs" or len(terms) > 1 or not cotangents or not len(batch):
         return {}
+    if "logp" not in cotangents[0]:  # rewards are heads' outputs
+        return {}
     ((name, term),) = terms.items()
     if not term.logps:
         return {}
