@@ -280,13 +280,13 @@ def entanglement(step: Step, batch: Batch, number: int, weights: Seq[nn.Paramete
     g_w, g_l: the directions in which the loss raises chosen and lowers rejected, with g_l turned round. `inner` is
     <g_w, g_l>, `norm_chosen` and `norm_rejected` their norms; `chosen_rises` 1 - <g_w, g_l> / |g_w|^2, `rejected_rises`
     <g_w, g_l> / |g_l|^2 - 1: a plain step along the loss on these pairs changes chosen and rejected by these, times
-    the squared norms. {} if there are no pairs, or one side has no gradient.
+    the squared norms. {} if there are no pairs, log-probs are not asked for, or one side has no gradient.
     """
     sides = copy.copy(step)
     sides.partition, sides.processes = "side", Processes()
     sides.objective_state = copy.deepcopy(step.objective_state)
     (name,) = batch.terms
-    if batch.terms[name].kind != "Pairs" or not len(batch.terms[name]):
+    if batch.terms[name].kind != "Pairs" or not len(batch.terms[name]) or not step.terms[name].logps:
         return {}
     random = torch.get_rng_state()
     with no_dropout(step.scorer):
