@@ -22,6 +22,7 @@ from accord.errors import AccordError, ConfigError
 from accord.online import judging
 from accord.online.loop import Ledger, loop
 from accord.online.methods import preset, presets
+from accord.training.run import train
 from tests import processes  # noqa: F401 - its fork server has everything imported
 from tests.conftest import pair_records
 from tests.processes import FORKS, join
@@ -293,6 +294,21 @@ def test_a_value_head_on_the_policy_learns_over_the_rounds(model_folder, tmp_pat
         missed.append(json.loads(lines[0])["value/unexplained"])
     assert missed[0] == 1.0  # a new head expects nothing
     assert missed[1] < 0.5
+
+
+def test_a_critic_begins_as_the_score_of_a_reward_model(model_folder, tmp_path, by_length):
+    rewards = tmp_path / "rewards"
+    train(
+        str(model_folder), pair_records(8), "bradley_terry", output=str(rewards), batch_size=8, max_steps=2,
+        learning_rate=1e-2, eval_fraction=0.0, device="cpu", quiet=True,
+    )  # fmt: skip
+    given = PPO | {"rounds": 1, "critic": {"model": str(rewards), "learning_rate": 1e-6}, "temperature": 1.0}
+    done = loop(str(model_folder), prompts_file(tmp_path), "length", output=str(tmp_path / "loop"), **given)
+    records = room.read(done.folder / "records" / "round-1" / "paired.jsonl")
+    assert all(any(a.values) for r in records for a in r.responses)
+    weights = load_file(done.folder / "rounds" / "1-critic" / "model" / "heads.safetensors")
+    before = load_file(rewards / "model" / "model.safetensors")["score.weight"]
+    assert torch.allclose(weights["value.linear.weight"], before, atol=1e-3)
 
 
 def test_answers_that_nobody_scored_are_left_out_and_the_greedy_one_is_no_example(model_folder, tmp_path, monkeypatch):

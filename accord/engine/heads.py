@@ -108,6 +108,16 @@ def load(built: nn.ModuleDict, held: dict[str, Tensor], where: str) -> set[str]:
     return names
 
 
+def begin_as_score(held: dict[str, Tensor]) -> bool:
+    """Puts a `value` that is the `score` of a reward model among the heads of its folder, if it has no value yet: what
+    an answer earns is a first guess at what its tokens will return. False if nothing was put there."""
+    score = held.get("score.linear.weight")
+    if score is None or len(score) != 1 or "value.linear.weight" in held:
+        return False
+    held |= {"value.linear.weight": score.clone(), "value.linear.bias": torch.zeros(1)}
+    return True
+
+
 def read(file: Path) -> dict[str, Tensor]:
     """The heads of a file, as `load` takes them.
 

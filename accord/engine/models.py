@@ -208,8 +208,9 @@ def load(
         model: a folder, a run, a hub name, an adapter's folder, or a model object (then with its `tokenizer`).
         device, precision: where and in which dtype to compute.
         lora: train adapters; on an adapter's folder, the first adapter is merged and the new one stacked on it.
-        heads: extra heads to build, by name; a head that the folder holds is loaded, never made anew. Without one that
-            makes a reward (`heads.REWARDS`) a reward model that writes no text is refused.
+        heads: extra heads to build, by name; a head that the folder holds is loaded, never made anew, and a `value` of
+            a reward model begins as its score. Without one of these, or one that makes a reward (`heads.REWARDS`), a
+            reward model that writes no text is refused.
         layout: `auto` tries `shared`, `packed`, `padded` and takes the first that equals the plain forward.
         gradient_checkpointing: compute layers again in the backward pass instead of keeping their activations.
         load_in_4bit: keep the frozen weights in 4 bits (nf4, by bitsandbytes) under adapters; needs a GPU.
@@ -240,7 +241,7 @@ def load(
             source = folder = downloaded(str(source))
         reward = classifiers.settings_of(folder) if folder is not None else None
         asked = {h.partition(":")[0] for h in heads}
-        if reward is not None and not reward["writes"] and asked.isdisjoint(heads_.REWARDS):
+        if reward is not None and not reward["writes"] and asked.isdisjoint((*heads_.REWARDS, "value")):
             raise AccordError(f"{name} is a reward model: it scores answers and writes none. {SCORES}")
         module = _from_pretrained(source, trust_remote_code, told, bits)
         tokenizer = tokenizer or load_tokenizer(source, trust_remote_code)
@@ -259,6 +260,8 @@ def load(
         settle(module)
     built = heads_.build(heads, base_model(module).config.get_text_config().hidden_size).to(where)
     if folder is not None and (held := classifiers.held(folder, reward)):
+        if "value" in built and heads_.begin_as_score(held):
+            told.append(f"the value head begins as the score of {name}")
         whose = folder / "heads.safetensors"
         names = heads_.load(built, held, str(whose if whose.exists() else folder))
         for what, which in (
