@@ -566,3 +566,42 @@ def test_who_answers_must_be_said_once(accord) -> None:
         code, _, err = accord("sample", "--prompts", "p.txt", *more)
         assert code == 2
         assert "say who answers: --model MODEL, or --sampler http://localhost:8000" in err
+
+
+# -- in a loop ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_loop_counts_what_a_judge_leaves_out_and_asks_nothing_twice(stories, tmp_path) -> None:
+    """Longer is better; one prompt's verdicts cannot be read. The same loop again finds every verdict in the cache."""
+    _, model = stories
+
+    def verdict(body):
+        one, two = shown(body)
+        return (
+            "hm"
+            if "Once upon a time, Lily went" in body["messages"][0]["content"]
+            else "[[A]]"
+            if len(one) > len(two)
+            else "[[B]]"
+        )
+
+    with Between(verdict) as server:
+        settings = {
+            "samples": 4, "max_new_tokens": 12, "pair": {"rule": "ranked", "label": "soft"}, "batch_size": 2,
+            "max_steps": 1, "device": "cpu", "precision": "fp32", "quiet": True, "max_length": 128, "reference": "fixed",
+        }  # fmt: skip
+        judge = f"llm:{server.url},model=m,again=0"
+        done = loop(model, prompts_file(tmp_path), judge, "soft_dpo", output=str(tmp_path / "a"), **settings)
+        asked = len(server.asked)
+        assert asked == 4 * 3 * 2  # K - 1 comparisons in both orders
+        loop(model, prompts_file(tmp_path), judge, "soft_dpo", output=str(tmp_path / "b"), **settings)
+        assert len(server.asked) == asked
+    (row,) = done.rounds
+    ((by, told),) = row["judges"].items()
+    assert by.startswith("llm:m:pairs:")
+    assert told["both_orders"] == 9
+    assert row["left"][f"not judged as a whole by {by}: {UNREAD}"]["count"] == 1
+    paired = read(done.folder / "records" / "round-1" / "paired.jsonl")
+    assert {r.prompt for r in paired} <= {p for p in prompts_file(tmp_path).read_text().splitlines() if "Lily" not in p}
+    for record in paired:
+        assert len(record.responses[0].plain_text) >= len(record.responses[1].plain_text)
