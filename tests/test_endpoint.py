@@ -506,6 +506,46 @@ def test_adapters_are_handed_over_with_their_base(stories, tmp_path) -> None:
     assert not list(done.folder.glob("records/*/served"))
 
 
+class Takes(Between):
+    """A server that takes weights as SGLang does, by its documentation."""
+
+    taken: tuple[str, ...] = ()
+    success = True
+
+    def _behind(self, handler, sent):
+        if handler.path == "/openapi.json":
+            return 200, {}, b'{"paths": {"/update_weights_from_disk": {}}}'
+        if handler.path == "/update_weights_from_disk":
+            self.taken += (json.loads(sent)["model_path"],)
+            return 200, {}, json.dumps({"success": self.success, "message": "no room"}).encode()
+        return super()._behind(handler, sent)
+
+
+def test_a_server_is_told_where_the_weights_of_each_round_lie(stories, tmp_path) -> None:
+    _, model = stories
+    settings = {
+        "sampler": "", "rounds": 2, "samples": 2, "max_new_tokens": 4, "pair": {"rule": "best_worst"}, "batch_size": 4,
+        "max_steps": 1, "device": "cpu", "precision": "fp32", "quiet": True, "max_length": 128, "reference": "fixed",
+        "output": str(tmp_path / "loop"),
+    }  # fmt: skip
+    with Takes(lambda body: "red " * (1 + body["seed"] % 7) + body["messages"][-1]["content"]) as server:
+        settings["sampler"] = f"{server.url},model=m"
+        server.success = False
+        with pytest.raises(ServerError, match=r"is not loaded \(no room\)"):
+            loop(model, prompts_file(tmp_path), "length", "dpo", **settings)
+        assert not server.asked
+        server.success, server.taken = True, ()
+        loop(model, prompts_file(tmp_path), "length", "dpo", **settings | {"rounds": 1})
+    with Takes(server.behind) as elsewhere:  # another port is no other loop
+        settings["sampler"] = f"{elsewhere.url},model=m"
+        done = loop(model, prompts_file(tmp_path), "length", "dpo", **settings)
+        assert server.taken == (model,)
+        assert elsewhere.taken == (str(done.folder / "rounds" / "1" / "model"),)
+        assert {(b["top_k"], b["repetition_penalty"]) for b in elsewhere.asked} == {(-1, 1.0)}
+        with pytest.raises(ConfigError, match="loop was started with sampler="):
+            loop(model, prompts_file(tmp_path), "length", "dpo", **settings | {"sampler": f"{elsewhere.url},model=n"})
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -588,7 +628,8 @@ def test_a_loop_counts_what_a_judge_leaves_out_and_asks_nothing_twice(stories, t
     with Between(verdict) as server:
         settings = {
             "samples": 4, "max_new_tokens": 12, "pair": {"rule": "ranked", "label": "soft"}, "batch_size": 2,
-            "max_steps": 1, "device": "cpu", "precision": "fp32", "quiet": True, "max_length": 128, "reference": "fixed",
+            "max_steps": 1, "device": "cpu", "precision": "fp32", "quiet": True, "max_length": 128,
+            "reference": "fixed",
         }  # fmt: skip
         judge = f"llm:{server.url},model=m,again=0"
         done = loop(model, prompts_file(tmp_path), judge, "soft_dpo", output=str(tmp_path / "a"), **settings)

@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
@@ -653,7 +654,7 @@ def _begin(folder: Path, given: Mapping[str, Any], prompts: Seq[Record], overwri
             raise ConfigError(f"{folder} holds a loop; resume: auto goes on with it, overwrite: true removes it")
         held = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         for name in sorted((held.keys() | now.keys()) - set(FREE)):
-            if held.get(name) != now.get(name):
+            if _placeless(held.get(name)) != _placeless(now.get(name)):
                 what = "prompts have changed since" if name == "content" else (
                     f"loop was started with {name}={held.get(name)!r}, and now {name}={now.get(name)!r}"
                 )  # fmt: skip
@@ -665,6 +666,11 @@ def _begin(folder: Path, given: Mapping[str, Any], prompts: Seq[Record], overwri
         raise ConfigError(f"output={folder} holds other things than a loop; choose another output")
     folder.mkdir(parents=True, exist_ok=True)
     models.write_whole(file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
+
+
+def _placeless(value: Any) -> str:
+    """A setting without the addresses in it: a server may have moved since."""
+    return re.sub(r"https?://[^\s,'\"]+", "URL", repr(value))
 
 
 def content(records: Iterable[Record]) -> str:
