@@ -190,7 +190,7 @@ class Server:
         whole = [{"model": self.named(), **body} for body in bodies]
         keys = [self._key(body) for body in whole]
         found: dict[str, Answer | Failure] = dict(self._kept.get(keys)) if self._kept else {}
-        self.spent.kept += len(found)
+        self._more("kept", len(found))
         wanted = {key: body for key, body in zip(keys, whole, strict=True) if key not in found}
         self._stop.clear()
         with self._pool() as pool:
@@ -250,12 +250,12 @@ class Server:
             with self.spent.lock:
                 self.spent.under_way.pop(mark, None)
         if isinstance(made, Failure):
-            self.spent.failed += 1
+            self._more("failed")
             self._row = self._row + 1 if made.ill else 0
             if self._row >= ILL:
                 raise ServerError(
                     f"{self.url}: {ILL} requests in a row came to nothing, the last because of this: {made.why}; look "
-                    "at the server, and start the same command again: what it answered is kept"
+                    f"at the server, and {self._once_more}"
                 )
             return made
         self._row = 0
@@ -266,14 +266,15 @@ class Server:
         why, began = "", time.monotonic()
         for number in range(tries or self.tries):
             if number:
-                self.spent.again += 1
+                self._more("again")
                 self._pause(min(FIRST_PAUSE * 2 ** (number - 1), LONGEST_PAUSE) * random.uniform(0.75, 1.25))
             self._pause(self._until - time.monotonic())
             if self._stop.is_set():
                 return Failure("it was stopped")
             try:
                 reply = self.http.request(method, url, json=self._worded(body))
-                self.spent.requests += body is not None
+                if body is not None:
+                    self._more("requests")
                 if reply.status_code in AGAIN:
                     why = f"it says {reply.status_code}: {_told(reply)}"
                     self._heed(reply)
@@ -295,8 +296,7 @@ class Server:
                 if number + 1 == (tries or self.tries):
                     raise ServerError(
                         f"{self.url}: {why}, {number + 1} times in {time.monotonic() - began:.0f} s; start the server "
-                        "(vllm serve MODEL, or transformers serve), or correct the URL, and start the same command "
-                        "again: what was answered is kept"
+                        f"(vllm serve MODEL, or transformers serve), or correct the URL, and {self._once_more}"
                     ) from None
             except httpx2.TimeoutException:
                 why = f"it takes longer than timeout={self.timeout:g} seconds"
@@ -346,6 +346,14 @@ class Server:
         asked = len(json.dumps(body["messages"], ensure_ascii=False).encode()) // BYTES
         return asked, len(text.encode()) // BYTES if text is not None else int(body.get("max_tokens") or 1024)
 
+    def _more(self, name: str, by: int = 1) -> None:
+        with self.spent.lock:
+            setattr(self.spent, name, getattr(self.spent, name) + by)
+
+    @property
+    def _once_more(self) -> str:
+        return "start the same command again" + (": what was answered is kept" if self.cache else "")
+
     def _price(self, asked: int, said: int) -> float:
         return (asked * self.price_in + said * self.price_out) / 1e6
 
@@ -368,7 +376,7 @@ class Server:
                     )
                     raise ServerError(
                         f"{self.url}: the next request could pass most_{name}={most:g} ({spent} so far in this "
-                        f"command); raise it, and start the same command again: what was answered is kept"
+                        f"command); raise it, and {self._once_more}"
                     )
             self.spent.under_way[mark] = (sum(guess), self._price(*guess))
 
@@ -392,8 +400,8 @@ class Server:
                 return
         if seconds > LONGEST_TOLD:
             raise ServerError(
-                f"{self.url} says {reply.status_code} and asks to wait {seconds:,.0f} s ({_told(reply)}); start the "
-                "same command again then: what was answered is kept"
+                f"{self.url} says {reply.status_code} and asks to wait {seconds:,.0f} s ({_told(reply)}); then "
+                f"{self._once_more}"
             )
         self._until = max(self._until, time.monotonic() + seconds)
 
