@@ -19,6 +19,7 @@ from accord.data.records import Judgement, Record, Response
 from accord.engine import models, rewards
 from accord.errors import ConfigError
 from accord.evaluate import scorers
+from accord.judges import table
 from accord.judges.ensemble import own_scores
 from accord.training.sharing import (
     GroupMin,
@@ -638,9 +639,9 @@ def test_an_ensemble_is_scored_as_the_mean_of_its_models(three, tmp_path):
     pairs = [r for r in disagreeing(9) if r.source == "a"]
     own = [np.stack(rewards.load(run.folder / m, precision="fp32").scores(pairs)) for m in held["members"]]
     for folder, joint in (("mean", np.mean), ("min", np.min)):  # an ensemble is a judge by its folder
-        judge = scorers.find(str(tmp_path / folder), precision="fp32")
-        said = [own_scores(j, 2) for j in judge(pairs)]
-        np.testing.assert_allclose(said, joint(own, axis=0), atol=1e-6)
+        for find in (scorers.find, table.find):
+            said = [own_scores(j, 2) for j in find(str(tmp_path / folder), precision="fp32")(pairs)]
+            np.testing.assert_allclose(said, joint(own, axis=0), atol=1e-6)
     again = accord.train(**given | {"sharing": sharing, "output": str(tmp_path / "min")})  # its models are there
     assert again.summary["held_out"] == found["min"]
     with pytest.raises(ConfigError, match="give it as a folder or a name"):

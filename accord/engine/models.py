@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import time
@@ -338,6 +339,18 @@ def expected_speed(model: str | Path) -> tuple[float, str]:
     return speed, f"about {speed:,.0f} tokens/s (reckoned of {weights / 1e6:,.0f} million weights; a run measures)"
 
 
+@contextmanager
+def _untold() -> Iterator[None]:
+    """Without transformers' report of weights that it did not find or use: they are looked at here, and told."""
+    log = logging.getLogger("transformers.modeling_utils")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 def _from_pretrained(source: Path | str, trust: bool, told: list[str], bits: Any = None) -> nn.Module:
     """The weights, none of them made up; an adapter is merged into its base, and `told` says so."""
     from transformers import AutoModelForCausalLM
@@ -365,7 +378,8 @@ def _from_pretrained(source: Path | str, trust: bool, told: list[str], bits: Any
             module = adapted.merge_and_unload()
             told.append(f"{source} is an adapter on {base}; it was merged into it")
         else:
-            found: Any = AutoModelForCausalLM.from_pretrained(source, **options)
+            with _untold():
+                found: Any = AutoModelForCausalLM.from_pretrained(source, **options)
             module, loaded = found
             missing = sorted(loaded["missing_keys"])
             left = sorted(loaded["unexpected_keys"])

@@ -152,7 +152,8 @@ def find(words: str, *, device: str = "auto", precision: str = "auto", policy: s
     """The judge that the words name: a row, a function of the user's, or a sum of products of such.
 
     Args:
-        words: `slogan:words=5`, `similarity:MODEL,to=prompt`, `my.py:mine`, `0.5*sentiment + slogan:words=5`.
+        words: `slogan:words=5`, `similarity:MODEL,to=prompt`, `my.py:mine`, `0.5*sentiment + slogan:words=5`; a folder
+            alone is a reward model in it.
         device, precision: of judges that are models.
         policy: the model whose answers are judged, for a judge that is asked to be it.
 
@@ -165,6 +166,8 @@ def find(words: str, *, device: str = "auto", precision: str = "auto", policy: s
     """
     from accord.judges.frame import Sum
 
+    if words not in rows() and Path(words).is_dir():  # a run, or a model's folder, by its path alone
+        words = f"reward:{words}"
     terms = _terms(words)
     parts = {name: _one(name, words, device, precision, policy) for _, names in terms for name in names}
     if len(terms) == 1 and terms[0][0] == 1 and len(terms[0][1]) == 1:
