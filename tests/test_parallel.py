@@ -58,10 +58,7 @@ def size(key: str) -> float:
 def assert_same_curve(folder: Path, other: Path) -> None:
     """Every metric of every step within 1e-5 of its size (sums of float32 in another order), but of probes, which only
     one process has."""
-    a, b = (
-        [{k: v for k, v in r.items() if "probe/" not in k} for r in curve(f)]
-        for f in (folder, other)
-    )
+    a, b = ([{k: v for k, v in r.items() if "probe/" not in k} for r in curve(f)] for f in (folder, other))
     assert len(a) == len(b) >= 6
     for row, wanted in zip(a, b, strict=True):
         assert row.keys() == wanted.keys()
