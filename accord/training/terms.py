@@ -533,7 +533,9 @@ def moved_since(term: Term, batch: TermBatch, leaves: Leaves) -> Metrics:
     i = torch.as_tensor(batch.roles["response"], device=leaves.owner.device)
     count, mask = float(len(batch)), leaves.matrix("old_logp")[1][i]
     tokens = float(mask.sum())
-    found: Metrics = {"rewards/mean": (float(batch.values["value"].sum()), count)}
+    found: Metrics = {}
+    if "value" in batch.values:
+        found["rewards/mean"] = (float(batch.values["value"].sum()), count)
     if "logp" in leaves.tokens:
         now, old = (leaves.matrix(name)[0][i] for name in ("logp", "old_logp"))
         ratio = (now - old).clamp(-20.0, 20.0)[mask]
