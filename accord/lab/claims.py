@@ -394,7 +394,8 @@ class Trial:
                     measured = {"identity": identity, "numbers": worth}
                     write_json(kept, measured)
                 for m in recipe.measures:
-                    found[arm][m].append(measured["numbers"][m])
+                    value = measured["numbers"][m]
+                    found[arm][m].append(float("nan") if value is None else value)  # JSON has no NaN
                 done += 1
                 advance(done, seeds * len(recipe.arms))
         return found
