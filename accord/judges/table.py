@@ -166,7 +166,7 @@ def find(words: str, *, device: str = "auto", precision: str = "auto", policy: s
     """
     from accord.judges.frame import Sum
 
-    if words not in rows() and Path(words).is_dir():  # a run, or a model's folder, by its path alone
+    if words and words not in rows() and Path(words).is_dir():  # a run, or a model's folder, by its path alone
         words = f"reward:{words}"
     terms = _terms(words)
     parts = {name: _one(name, words, device, precision, policy) for _, names in terms for name in names}
