@@ -51,8 +51,8 @@ def curve(folder: Path) -> list[dict[str, float]]:
 
 
 def size(key: str) -> float:
-    """What rounding may be of a number that can be near 0: rewards, and log-ratios, are differences of log-probs."""
-    return 1e-5 if "reward" in key else 1e-6 if "logratios" in key else 1e-7
+    """What rounding may be of a number that can be near 0: a difference of log-probs of responses, or of tokens."""
+    return 1e-5 if "reward" in key or key.endswith("logratios/pair") else 1e-6 if "logratios" in key else 1e-7
 
 
 def assert_same_curve(folder: Path, other: Path) -> None:
