@@ -795,6 +795,7 @@ IMPOSSIBLE = [
         for option in row.options
         for value in (0.0, -1.0, math.inf)
         if option in ("beta", "tau", "beta_chosen")
+        if (row.name, value) != ("grpo", 0.0)  # where beta is a weight, it may be none
     ],
     *[("cdpo", "label_smoothing", value) for value in (-0.1, 0.5, 1.0)],
     *[("robust", "label_smoothing", value) for value in (-0.1, 0.5)],

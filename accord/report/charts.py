@@ -397,7 +397,7 @@ def three_d(run: RunFolder) -> list[tuple[str, list[Chart]]]:
             found = chart(
                 title, note, lines_of(train, held, ((n, prefix + m) for m, n in names.items())), marks_of(run)
             )
-            if found is not None:
+            if found is not None and len({x for line in found.lines for x in line.x}) > 1:  # one look shows no change
                 drawn.append(found)
         parts.append((prefix.rstrip("/"), drawn))
     return parts
