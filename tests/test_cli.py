@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -80,13 +80,19 @@ def test_light_commands_import_no_torch_and_answer_at_once(words, finished):
     )
     best = 9.0
     for _ in range(2):
-        began = time.monotonic()
+        began = processor_seconds()
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
-        best = min(best, time.monotonic() - began)
+        best = min(best, processor_seconds() - began)
         assert done.returncode == 0, done.stderr
         assert set(done.stderr.split()) <= reads_tables
         assert done.stdout
-    assert best < 2.5  # a quarter of a second where nothing else runs
+    assert best < 2.5  # a quarter of a second where nothing else runs, one for a report
+
+
+def processor_seconds() -> float:
+    """Of the processes that were waited for: what else the machine does hardly counts."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_help_names_every_setting(accord):
