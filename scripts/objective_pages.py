@@ -88,7 +88,7 @@ def page(row: table.Row) -> str:
     ]  # fmt: skip
     if row.aliases:
         out.append(f"| also called | {', '.join(f'`{a}`' for a in row.aliases)} |")
-    out += ["", f"![Loss and gradient factors of {row.name}]({row.name}.svg)", ""]
+    out += ["", f"![Loss and gradient factors of {row.name}]({row.name}.svg)", ""] if curves.drawn(row) else [""]
     if options:
         out += ["| option | default | type |", "|---|---|---|", *options, ""]
     out += [*arguments(doc["Args"]), "", f"Returns: {plain(doc['Returns'])}", ""]
@@ -118,7 +118,8 @@ def index() -> str:
         "group, the best up and the worst down. Statistics of the batch are those at the reference, and "
         "far out every response is unlikely. Strengths are 1 (`soft_dpo` at 1 is `dpo`; below 1 it turns back beyond "
         "its margin), scores 1 and 0 (of a group, from 1 down to 0), all answers have 20 tokens: a number that stands "
-        "for a tail is one of these. Rewards are moved as log-probs are, from 0.", "",
+        "for a tail is one of these. Rewards are moved as log-probs are, from 0; a row on hidden states has "
+        "neither picture nor tails.", "",
     ]  # fmt: skip
     for module, title in FAMILIES.items():
         members = [r for r in table.rows().values() if r.module == f"accord.objectives.{module}"]
@@ -151,7 +152,7 @@ def write() -> None:
         old.unlink()
     for path, text in texts().items():
         path.write_text(text)
-    for row in table.rows().values():
+    for row in filter(curves.drawn, table.rows().values()):
         frame.save(curves.draw(row), PAGES / f"{row.name}.svg")
         svg(PAGES / f"{row.name}.svg")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import torch
 
 
 def _sigmoid(t):
@@ -130,6 +131,24 @@ def gpm(pairs, embedding, gate, dimensions, tau, normalise, prompt_head):
 def _pair(score, slope, center):
     both = 2.0 * center * (score.chosen + score.rejected)
     return {"score.chosen": slope + both, "score.rejected": -slope + both}
+
+
+def simcse(pairs, hidden, noise, of, temperature, dropout):
+    """Pair by pair and text by text; the masks are drawn as the row says, by the noise of the pair."""
+    w, l = hidden.chosen, hidden.rejected
+    texts = [t for a, b in zip(w, l, strict=True) for t in ((a - b, b - a) if of == "differences" else (a, b))]
+    views = [[], []]
+    for i, u in enumerate(noise):
+        drawn = torch.rand(2, 2, w.shape[1], generator=torch.Generator().manual_seed(int(float(u) * 2**53)))
+        for view, masks in zip(views, (drawn >= dropout).numpy(), strict=True):
+            view += [texts[2 * i + side] * masks[side] for side in (0, 1)]
+
+    def likeness(a, b):
+        return np.exp(a @ b / np.sqrt((a @ a) * (b @ b)) / temperature)
+
+    own = np.array([likeness(a, b) for a, b in zip(*views, strict=True)])
+    everyone = np.array([sum(likeness(a, b) for b in views[1]) for a in views[0]])
+    return -np.log(own / everyone).reshape(-1, 2).mean(1)
 
 
 REWARDS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import math
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,7 +29,7 @@ from accord.objectives import example, table
 from accord.objectives.kinds import Pairs
 from accord.objectives.rewards import preference
 from accord.training.terms import add_metrics, reduced
-from tests.conftest import make_llama, make_tokenizer, pair_records
+from tests.conftest import data_file, make_llama, make_tokenizer, pair_records
 from tests.processes import finish
 from tests.test_moving import stop_at
 from tests.test_parallel import assert_same_curve, curve
@@ -355,6 +357,24 @@ def test_preferences_and_levels_keep_their_own_heads(settings, tmp_path):
     assert set(load_file(levels / "model" / "heads.safetensors")) == {"cuts.free"}
     assert rewards.load(levels, device="cpu").scores(rated(1))[0].shape == (3,)
     assert load_file(levels / "model" / "heads.safetensors")["cuts.free"].abs().max() > 0
+
+
+@pytest.mark.parametrize("part", [{"name": "simcse", "of": "responses", "dropout": 0.5}], ids=lambda p: p["name"])
+def test_a_contrastive_term_falls_on_held_out_pairs_beside_a_reward(part, tmp_path):
+    """Real pairs, the tiny pretrained model: what the loss is above that of its rewards, before and after."""
+    file = tmp_path / "pairs.jsonl"
+    with gzip.open(data_file("pairwise/ultrafeedback-binarized.train1000.jsonl.gz"), "rt", encoding="utf-8") as lines:
+        file.write_text("".join(itertools.islice(lines, 64)))
+    given = {"max_steps": 20, "batch_size": 8, "max_length": 64, "learning_rate": 3e-4, **TINY}
+    model, folder = data_file("tiny-lm/hf"), tmp_path / "run"
+    accord.train(str(model), str(file), ["bradley_terry", part], output=str(folder), **given)
+    apart = []
+    for rows in (pq.read_table(f).to_pylist() for f in sorted((folder / "held_out").glob("*.parquet"))):
+        margin = np.array([row["rewards_chosen"] - row["rewards_rejected"] for row in rows])
+        apart.append(np.mean([row["loss"] for row in rows] - np.logaddexp(0.0, -margin)))
+    assert 0 < apart[-1] < apart[0]
+    assert json.loads((folder / "model" / "reward.json").read_text())["heads"] == ["score"]
+    assert rewards.load(folder, device="cpu").scores(rated(1))[0].shape == (3,)
 
 
 def test_what_was_measured_in_training_is_what_the_folder_says(settings, tmp_path):

@@ -4,7 +4,7 @@ One example is moved away from its reference: chosen up and rejected down by hal
 up by all of it (without a reference: along its log-prob, up to 0); of a group, the best up and the worst down. What
 else a row asks for stands as at the reference: no KL, log Z = 0, scores 1 and 0, twenty tokens, stats of a batch there.
 A sampled answer has advantages of 1 (good) or -1 (bad). A row on rewards goes along those in their place: all
-attributes alike, an embedding by its first number beside a 1.
+attributes alike, an embedding by its first number beside a 1. A row on hidden states has no curve.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ def moved(row: table.Row) -> dict[str, dict[str, float]]:
     if row.feeds_on in ("Points", "Tokens", "Rollouts") and "value" not in row.needs:
         return {"good": {"logp": 1.0}, "bad": {"logp": 1.0}}
     return {"": {"logp": 1.0} if row.feeds_on in ("Demos", "Rollouts") else {"chosen": 0.5, "rejected": -0.5}}
+
+
+def drawn(row: table.Row) -> bool:
+    """False of a row on hidden states, which has neither log-probs nor rewards to go along."""
+    return row.logps or not set(laws.HEADS).isdisjoint(row.needs)
 
 
 def absolute(row: table.Row) -> bool:
@@ -166,8 +171,11 @@ def curves(row: table.Row, points: int = 33) -> list[Curve]:
 
 
 def tails(row: table.Row) -> list[str]:
-    """What becomes of the gradient factors as the margin goes to minus and to plus infinity, a line for each."""
-    lines = []
+    """What becomes of the gradient factors as the margin goes to minus and to plus infinity, a line for each; no
+    line of a row that is not drawn."""
+    lines: list[str] = []
+    if not drawn(row):
+        return lines
     ends = (-1e-6, -1e-6) if absolute(row) else (FAR, 2 * FAR)
     for name in moved(row):
         far = curve(row, name, torch.tensor([-2 * FAR, -FAR, *ends], dtype=torch.float64))

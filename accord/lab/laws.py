@@ -229,8 +229,8 @@ def make(row: Row, function: Callable[..., Any], stats: Callable[..., Any] | Non
         if annotations[need] not in kinds.KINDS and need in plain:
             case.pool[need] = plain[need]
             continue
-        if need in ("degree", "attributes", "embedding"):
-            shape = (wide(need, options),)
+        if need in ("degree", "attributes", "embedding", "hidden"):
+            shape = (8 if need == "hidden" else wide(need, options),)
             case.pool[need] = fill(
                 case.first,
                 lambda t, shape=shape: torch.randn(*t.shape, *shape, generator=g, dtype=torch.float64),  # type: ignore[misc]

@@ -493,3 +493,70 @@ def gpm(
         raise ConfigError(f"dimensions={dimensions} must be an even number, 2 or more: preferences turn in planes")
     m = preference(embedding.chosen, embedding.rejected, gate, tau, normalise, prompt_head)
     return soft_logistic(m, pairs.strength)
+
+
+@row(
+    paper="2401.06080",
+    invariance="shift",
+    couples="batch",
+    logps=False,
+    beside="an objective on rewards: [bradley_terry, {name: simcse, weight: 1.0}]",
+    exceptions={"13": "a text is nearest to itself from the start, and little is left to learn"},
+)
+def simcse(
+    pairs: Pairs,
+    hidden: Pairs,
+    noise: Tensor,
+    *,
+    of: Literal["differences", "responses"] = "differences",
+    temperature: float = 0.05,
+    dropout: float = 0.05,
+) -> Tensor:
+    """SimCSE beside a reward model: a text is nearest to itself under another dropout mask, and far from all others.
+
+    Equation:
+        x_i of `responses`: h_w and h_l of every pair; of `differences`: h_w - h_l and h_l - h_w
+        a_i, b_i = x_i under two dropout masks;  s_ij = cos(a_i, b_j) / temperature
+        L = mean over the two x_i of a pair of -log(e^s_ii / sum_j e^s_ij)
+
+    Args:
+        pairs: not read beyond its size.
+        hidden: of the last tokens of chosen and rejected, [B, h].
+        noise: in [0, 1), [B]: draws the masks of each pair.
+        of: what is told apart.
+        temperature: of the cosines, above 0.
+        dropout: share of the hidden state's numbers that a mask hides, in [0, 1).
+
+    Returns:
+        [B] nats, at most about log(2B) for cosines without meaning, over the whole batch.
+
+    Source: arXiv 2401.06080 (dropout 0.05 and weight 1; the paper, whose code is not released, masks within the trunk
+    and puts the reward loss on both views as well; here the last hidden state is masked, which takes one pass). The
+    temperature is that of SimCSE (arXiv 2104.08821).
+
+    Example: one pair, h_w = (1, 0), h_l = (0, 1), of responses, temperature 1, dropout 0: L = log(1 + 1/e) = 0.313262.
+
+    >>> from dataclasses import replace
+    >>> from accord.objectives.example import pairs
+    >>> h = replace(pairs(0, 0), chosen=torch.tensor([[1.0, 0.0]]), rejected=torch.tensor([[0.0, 1.0]]))
+    >>> round(simcse(pairs(-10, -12), h, torch.zeros(1), of="responses", temperature=1.0, dropout=0.0).item(), 6)
+    0.313262
+    """
+    require_float32(hidden.chosen, hidden.rejected)
+    positive(temperature=temperature)
+    if not 0 <= dropout < 1:
+        raise ConfigError(
+            f"dropout={dropout} must be in [0, 1): the share of numbers that a mask hides; leave it out for 0.05"
+        )
+    if of not in ("differences", "responses"):
+        raise ConfigError(f"of={of!r} must be differences or responses")
+    w, l = hidden.chosen, hidden.rejected
+    x = torch.stack([w - l, l - w] if of == "differences" else [w, l], 1)  # [B, 2, h]
+    drawn = [torch.Generator().manual_seed(int(u * 2**53)) for u in noise.tolist()]
+    masks = torch.stack([torch.rand(2, *x.shape[1:], generator=g) for g in drawn], 1) >= dropout  # [2, B, 2, h]
+    a, b = (F.normalize((x * m.to(x.device)).flatten(0, 1), dim=-1) for m in masks)
+    return (
+        F.cross_entropy(a @ b.T / temperature, torch.arange(len(a), device=a.device), reduction="none")
+        .view(-1, 2)
+        .mean(1)
+    )
