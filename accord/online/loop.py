@@ -109,7 +109,8 @@ def loop(
         output: the folder of the loop.
         rounds: how many.
         max_prompts: only the first so many of the file.
-        prompts_per_round: so many a round, drawn without repeating until all were used; by default all of them.
+        prompts_per_round: so many a round, all if there are fewer, drawn without repeating until all were used; by
+            default all of them.
         samples: answers of the policy to a prompt.
         reference_samples: answers of the reference to it, beside these.
         mixture: of these: each token is drawn from policy^(1 - mixture) * reference^mixture (Nash-MD); 1 is the
@@ -532,13 +533,15 @@ def prompts_of(prompts: Any) -> list[Record]:
 
 
 def window(prompts: Seq[Record], count: int, number: int, seed: int) -> list[Record]:
-    """The prompts of a round: those of an order drawn anew for each pass.
+    """The prompts of a round: no more than there are, of an order drawn anew for each pass.
 
     >>> records = [Record(prompt=p) for p in "abcd"]
     >>> sorted(r.prompt for number in (1, 2) for r in window(records, 2, number, 0))
     ['a', 'b', 'c', 'd']
+    >>> len(window(records, 128, 1, 0))
+    4
     """
-    found = []
+    found, count = [], min(count, len(prompts))
     for place in range((number - 1) * count, number * count):
         turn, at = divmod(place, len(prompts))
         found.append(prompts[int(seeded(seed, "prompts", turn).permutation(len(prompts))[at])])
