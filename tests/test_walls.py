@@ -42,8 +42,8 @@ STANDS_ON: dict[str, set[str]] = {
     "__init__": {"lab", "sweeps"},
     "__main__": {"cli"},
 }
-# The run writes its report as its last act: the only import that points upwards, inside the function that does it.
-SEAMS = {("training/run.py", "accord.report.render")}
+# A run, and a loop, writes its report as its last act: the only imports that point upwards, inside the functions.
+SEAMS = {("training/run.py", "accord.report.render"), ("online/loop.py", "accord.report.rounds")}
 # What third parties a wing may know; None: any but torch.distributed.
 OUTSIDE: dict[str, set[str] | None] = {
     "errors": set(),

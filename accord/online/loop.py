@@ -214,8 +214,11 @@ def loop(
             told.append(row | {"steps": summary["steps"], "train": summary["train"]})
             start = str(one.model)
             _tidy(folder, number, keep_models, needed={base, start, str(expects)})
+        from accord.report.rounds import write_rounds
+
         _end(folder, told)
-    watcher.note(f"{many(rounds, 'rounds')}: {folder}")
+        page = write_rounds(folder)
+    watcher.note(f"{many(rounds, 'rounds')}: {folder}  (open {page})")
     return Loop(folder, told, finished=True)
 
 
