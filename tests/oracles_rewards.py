@@ -133,8 +133,8 @@ def _pair(score, slope, center):
     return {"score.chosen": slope + both, "score.rejected": -slope + both}
 
 
-def simcse(pairs, hidden, noise, of, temperature, dropout):
-    """Pair by pair and text by text; the masks are drawn as the row says, by the noise of the pair."""
+def _views(hidden, noise, of, dropout):
+    """Two lists of the texts of pair after pair; the masks are drawn as the row says, by the noise of the pair."""
     w, l = hidden.chosen, hidden.rejected
     texts = [t for a, b in zip(w, l, strict=True) for t in ((a - b, b - a) if of == "differences" else (a, b))]
     views = [[], []]
@@ -142,6 +142,12 @@ def simcse(pairs, hidden, noise, of, temperature, dropout):
         drawn = torch.rand(2, 2, w.shape[1], generator=torch.Generator().manual_seed(int(float(u) * 2**53)))
         for view, masks in zip(views, (drawn >= dropout).numpy(), strict=True):
             view += [texts[2 * i + side] * masks[side] for side in (0, 1)]
+    return views
+
+
+def simcse(pairs, hidden, noise, of, temperature, dropout):
+    """Pair by pair and text by text."""
+    views = _views(hidden, noise, of, dropout)
 
     def likeness(a, b):
         return np.exp(a @ b / np.sqrt((a @ a) * (b @ b)) / temperature)
@@ -149,6 +155,37 @@ def simcse(pairs, hidden, noise, of, temperature, dropout):
     own = np.array([likeness(a, b) for a, b in zip(*views, strict=True)])
     everyone = np.array([sum(likeness(a, b) for b in views[1]) for a in views[0]])
     return -np.log(own / everyone).reshape(-1, 2).mean(1)
+
+
+def _near(texts, prototypes, clusters):
+    found = np.empty((len(texts), clusters))
+    for i, t in enumerate(texts):
+        for k, c in enumerate(np.split(prototypes[i // 2], clusters)):
+            found[i, k] = t @ c / np.sqrt((t @ t) * (c @ c))
+    return found
+
+
+def _codes(near, epsilon):
+    """The scaled matrix of arXiv 2006.09882, rows of texts and columns of prototypes, each row of sum 1."""
+    codes = np.exp(near / epsilon)
+    for _ in range(3):
+        codes = codes / codes.sum(0) / codes.shape[1]
+        codes = codes / codes.sum(1, keepdims=True) / codes.shape[0]
+    return codes * len(codes)
+
+
+def swav_balance(pairs, hidden, noise, prototypes, of, clusters, epsilon, dropout):
+    """What the codes of the first text have become by, beside a factor of its own."""
+    nears = [_near(view, prototypes, clusters) for view in _views(hidden, noise, of, dropout)]
+    factors = np.array([_codes(near, epsilon)[0] / np.exp(near[0] / epsilon) for near in nears])
+    return {"log_factor": np.log(factors / factors.sum(1, keepdims=True))}
+
+
+def swav(pairs, hidden, noise, prototypes, stats, of, clusters, temperature, epsilon, dropout):
+    a, b = (_near(view, prototypes, clusters) for view in _views(hidden, noise, of, dropout))
+    p_a, p_b = (np.exp(x / temperature) / np.exp(x / temperature).sum(1, keepdims=True) for x in (a, b))
+    each = (_codes(b, epsilon) * np.log(p_a) + _codes(a, epsilon) * np.log(p_b)).sum(1)
+    return -each.reshape(-1, 2).mean(1)
 
 
 REWARDS = {

@@ -359,7 +359,9 @@ def test_preferences_and_levels_keep_their_own_heads(settings, tmp_path):
     assert load_file(levels / "model" / "heads.safetensors")["cuts.free"].abs().max() > 0
 
 
-@pytest.mark.parametrize("part", [{"name": "simcse", "of": "responses", "dropout": 0.5}], ids=lambda p: p["name"])
+@pytest.mark.parametrize(
+    "part", [{"name": "simcse", "of": "responses", "dropout": 0.5}, {"name": "swav"}], ids=lambda p: p["name"]
+)
 def test_a_contrastive_term_falls_on_held_out_pairs_beside_a_reward(part, tmp_path):
     """Real pairs, the tiny pretrained model: what the loss is above that of its rewards, before and after."""
     file = tmp_path / "pairs.jsonl"

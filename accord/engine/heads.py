@@ -1,7 +1,7 @@
 """What is learned beside the trunk: small modules on hidden states, each a named component with its own learning rate.
 
-A head starts at zero, so adding one changes nothing until it has learned something; only `embedding` cannot, whose
-scores are products of its numbers: at zero they have no slope.
+A head starts at zero, so adding one changes nothing until it has learned something; only `embedding`, whose scores are
+products of its numbers, and `prototypes`, which are directions, cannot: at zero they have no slope.
 """
 
 from __future__ import annotations
@@ -50,13 +50,16 @@ class Head(nn.Module):
 
 
 class Free(nn.Module):
-    """Numbers that depend on nothing that is read: the same for every response, float32, [n, width]."""
+    """Numbers that depend on nothing that is read: the same for every response, float32, [n, width].
 
-    def __init__(self, width: int) -> None:
+    spread: standard deviation at the start.
+    """
+
+    def __init__(self, width: int, spread: float = 0.0) -> None:
         super().__init__()
         self.at: Place = "ends"
         self.width = width
-        self.free = nn.Parameter(torch.zeros(width))
+        self.free = nn.Parameter(spread * torch.randn(width) if spread else torch.zeros(width))
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.free.expand(len(hidden), -1)
@@ -64,7 +67,7 @@ class Free(nn.Module):
 
 PLACES: dict[str, Place] = {
     "log_z": "opens", "score": "ends", "degree": "ends", "attributes": "ends", "embedding": "ends", "gate": "opens",
-    "cuts": "ends", "value": "tokens", "mask": "tokens", "kl_mask": "tokens",
+    "cuts": "ends", "prototypes": "ends", "value": "tokens", "mask": "tokens", "kl_mask": "tokens",
 }  # fmt: skip
 CLASSIFIERS = ("score", "attributes")  # saved as the `score` of transformers' *ForSequenceClassification, without bias
 REWARDS = (*CLASSIFIERS, "embedding", "gate", "cuts")
@@ -73,6 +76,8 @@ REWARDS = (*CLASSIFIERS, "embedding", "gate", "cuts")
 def _new(name: str, hidden: int, width: int) -> nn.Module:
     if name == "cuts":
         return Free(width)
+    if name == "prototypes":  # each about 1 long
+        return Free(width * hidden, hidden**-0.5)
     spread = 1 / (hidden + 1) if name == "embedding" else 0.0
     return Head(hidden, width, PLACES[name], bias=name not in (*CLASSIFIERS, "embedding"), spread=spread)
 

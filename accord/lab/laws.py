@@ -42,6 +42,7 @@ LEARNED = {
     "embedding",
     "gate",
     "cuts",
+    "prototypes",
     "value",
     "revised",
     "kept",
@@ -228,6 +229,9 @@ def make(row: Row, function: Callable[..., Any], stats: Callable[..., Any] | Non
         }
         if annotations[need] not in kinds.KINDS and need in plain:
             case.pool[need] = plain[need]
+            continue
+        if need == "prototypes":
+            case.pool[need] = torch.randn(n, 8 * wide(need, options), generator=g, dtype=torch.float64)
             continue
         if need in ("degree", "attributes", "embedding", "hidden"):
             shape = (8 if need == "hidden" else wide(need, options),)

@@ -495,6 +495,25 @@ def gpm(
     return soft_logistic(m, pairs.strength)
 
 
+def views(hidden: Pairs, noise: Tensor, of: str, dropout: float) -> Tensor:
+    """The two texts of each pair under two dropout masks, of length 1: [2 masks, B, 2 texts, h].
+
+    Of `responses` the texts are h_w and h_l, of `differences` h_w - h_l and h_l - h_w. noise [B] draws the masks.
+    """
+    require_float32(hidden.chosen, hidden.rejected)
+    if not 0 <= dropout < 1:
+        raise ConfigError(
+            f"dropout={dropout} must be in [0, 1): the share of numbers that a mask hides; leave it out for 0.05"
+        )
+    if of not in ("differences", "responses"):
+        raise ConfigError(f"of={of!r} must be differences or responses")
+    w, l = hidden.chosen, hidden.rejected
+    x = torch.stack([w - l, l - w] if of == "differences" else [w, l], 1)
+    drawn = [torch.Generator().manual_seed(int(u * 2**53)) for u in noise.tolist()]
+    masks = torch.stack([torch.rand(2, *x.shape[1:], generator=g) for g in drawn], 1) >= dropout
+    return F.normalize(x * masks.to(x.device), dim=-1)
+
+
 @row(
     paper="2401.06080",
     invariance="shift",
@@ -542,21 +561,101 @@ def simcse(
     >>> round(simcse(pairs(-10, -12), h, torch.zeros(1), of="responses", temperature=1.0, dropout=0.0).item(), 6)
     0.313262
     """
-    require_float32(hidden.chosen, hidden.rejected)
     positive(temperature=temperature)
-    if not 0 <= dropout < 1:
-        raise ConfigError(
-            f"dropout={dropout} must be in [0, 1): the share of numbers that a mask hides; leave it out for 0.05"
-        )
-    if of not in ("differences", "responses"):
-        raise ConfigError(f"of={of!r} must be differences or responses")
-    w, l = hidden.chosen, hidden.rejected
-    x = torch.stack([w - l, l - w] if of == "differences" else [w, l], 1)  # [B, 2, h]
-    drawn = [torch.Generator().manual_seed(int(u * 2**53)) for u in noise.tolist()]
-    masks = torch.stack([torch.rand(2, *x.shape[1:], generator=g) for g in drawn], 1) >= dropout  # [2, B, 2, h]
-    a, b = (F.normalize((x * m.to(x.device)).flatten(0, 1), dim=-1) for m in masks)
-    return (
-        F.cross_entropy(a @ b.T / temperature, torch.arange(len(a), device=a.device), reduction="none")
-        .view(-1, 2)
-        .mean(1)
-    )
+    a, b = views(hidden, noise, of, dropout).flatten(1, 2)
+    own = torch.arange(len(a), device=a.device)
+    return F.cross_entropy(a @ b.T / temperature, own, reduction="none").view(-1, 2).mean(1)
+
+
+def nearness(hidden: Pairs, noise: Tensor, prototypes: Tensor, of: str, clusters: int, dropout: float) -> Tensor:
+    """Cosines of the texts of each pair, under two masks, with the prototypes: [2 masks, B, 2 texts, clusters]."""
+    whole(clusters=clusters)
+    directions = F.normalize(prototypes.unflatten(-1, (clusters, -1)), dim=-1)
+    return torch.einsum("vbth,bkh->vbtk", views(hidden, noise, of, dropout), directions)
+
+
+def swav_balance(
+    pairs: Pairs,
+    hidden: Pairs,
+    noise: Tensor,
+    prototypes: Tensor,
+    *,
+    of: Literal["differences", "responses"] = "differences",
+    clusters: int = 20,
+    epsilon: float = 0.05,
+    dropout: float = 0.05,
+) -> dict[str, Tensor]:
+    """log of the factors [2 masks, clusters], of sum 1, by which three rounds of Sinkhorn make the prototypes' shares
+    of the batch alike."""
+    positive(epsilon=epsilon)
+    near = nearness(hidden, noise, prototypes, of, clusters, dropout).flatten(1, 2) / epsilon  # [2, 2B, clusters]
+    text = torch.zeros_like(near[..., :1])
+    for _ in range(3):
+        factor = -(near + text).logsumexp(1, keepdim=True)
+        text = -(near + factor).logsumexp(2, keepdim=True)
+    return {"log_factor": factor[:, 0].log_softmax(-1)}
+
+
+@row(
+    paper="2401.06080",
+    invariance="shift",
+    stats="swav_balance",
+    logps=False,
+    beside="an objective on rewards: [bradley_terry, {name: swav, weight: 0.5}]",
+    exceptions={"3": "the codes are what is predicted, and held"},
+)
+def swav(
+    pairs: Pairs,
+    hidden: Pairs,
+    noise: Tensor,
+    prototypes: Tensor,
+    stats: dict[str, Tensor],
+    *,
+    of: Literal["differences", "responses"] = "differences",
+    clusters: int = 20,
+    temperature: float = 0.1,
+    epsilon: float = 0.05,
+    dropout: float = 0.05,
+) -> Tensor:
+    """SwAV beside a reward model: which of some learned directions a text is near to is told from another dropout mask.
+
+    Equation:
+        a_i, b_i: the two texts of each pair under two dropout masks, of length 1, as in `simcse`;  c_k of length 1
+        p(a)_k = softmax over k of a c_k / temperature;  q(a)_k = softmax over k of a c_k / epsilon + log f_k, held
+        L = mean over the two texts of a pair of -sum over k of [q(b_i)_k log p(a_i)_k + q(a_i)_k log p(b_i)_k]
+        f_k: three rounds of Sinkhorn, after which all prototypes have about the same share of the batch's texts.
+
+    Args:
+        pairs: not read beyond its size.
+        hidden: of the last tokens of chosen and rejected, [B, h].
+        noise: in [0, 1), [B]: draws the masks of each pair.
+        prototypes: c, [B, clusters * h], learned, the same for all.
+        stats: log_factor [2, clusters], log f of both masks.
+        of: `differences` h_w - h_l and h_l - h_w are clustered, or `responses` h_w and h_l.
+        clusters: how many prototypes there are.
+        temperature: of the prediction, above 0.
+        epsilon: temperature of the codes, above 0.
+        dropout: share of the hidden state's numbers that a mask hides, in [0, 1).
+
+    Returns:
+        [B] nats, about 2 log(clusters) where nothing is known.
+
+    Source: arXiv 2401.06080 (20 clusters and weight 0.5 for differences, 50 and 0.1 for responses; what it masks, see
+    `simcse`). Temperature, epsilon and rounds are those of SwAV (arXiv 2006.09882; the official code was read: it takes
+    half of the sum over both masks, and keeps texts of earlier batches to fill small ones, which is not done here).
+
+    Example: one pair, h_w = c_1 = (1, 0), h_l = c_2 = (0, 1), of responses, both temperatures 1, dropout 0: p = q =
+    (0.731059, 0.268941) of w, L = 2 * (0.731059 * 0.313262 + 0.268941 * 1.313262) = 1.164406.
+
+    >>> from dataclasses import replace
+    >>> from accord.objectives.example import pairs
+    >>> h = replace(pairs(0, 0), chosen=torch.tensor([[1.0, 0.0]]), rejected=torch.tensor([[0.0, 1.0]]))
+    >>> given = {"of": "responses", "clusters": 2, "epsilon": 1.0, "dropout": 0.0}
+    >>> seen = pairs(-10, -12), h, torch.zeros(1), torch.eye(2).view(1, 4)
+    >>> round(swav(*seen, swav_balance(*seen, **given), temperature=1.0, **given).item(), 6)
+    1.164406
+    """
+    positive(temperature=temperature, epsilon=epsilon)
+    near = nearness(hidden, noise, prototypes, of, clusters, dropout)
+    codes = (near.detach() / epsilon + stats["log_factor"][:, None, None]).softmax(-1)
+    return -(codes.flip(0) * (near / temperature).log_softmax(-1)).sum((0, 3)).mean(1)

@@ -57,6 +57,7 @@ NEEDS = {
     "embedding": "output of a head of `dimensions` numbers, an option of the row, at a response's last token, [B, D]",
     "gate": "output of a head at the prompt's last token, one number for each attribute or two dimensions, [B, G]",
     "cuts": "numbers that depend on nothing, learned beside the score: `levels` - 1 of them, an option of the row",
+    "prototypes": "directions, learned, the same for all: `clusters` of them, an option of the row, [B, clusters * h]",
     "degree": "output of a head of `degrees` numbers, an option of the row, at each response's last token, [B, K]",
     "value": "output of a value head token by token, [B, L]",
     "returns": "what the tokens of a rollout returned, [B, L]",

@@ -607,8 +607,9 @@ def parameter_groups(
         if key not in components:
             raise ConfigError(f"learning_rates: there is no component {key!r}; there are {sorted(components)}")
     # a head starts at zero and is no pretrained weight: unless told otherwise it learns a thousand times faster; one
-    # that makes a reward or expects one, a sum over the width of the trunk, ten times, beside adapters as fast as they
-    factor = {f"head:{name}": 10 if "trunk" in components else 1 for name in (*REWARDS, "value")}
+    # that makes a reward or expects one, a sum over the width of the trunk, or directions in it, ten times, beside
+    # adapters as fast as they
+    factor = {f"head:{name}": 10 if "trunk" in components else 1 for name in (*REWARDS, "value", "prototypes")}
     own = [rates.get(c, rate * factor.get(c, 1000 if c.startswith("head:") else 1)) for c, _ in groups]
     return [
         {"params": ps, "lr": r, "weight_decay": decay if matrix else 0.0}

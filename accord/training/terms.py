@@ -25,6 +25,7 @@ from accord.data.records import Record
 from accord.data.views import ViewOptions
 from accord.errors import AccordError, ConfigError
 from accord.objectives import kinds, table
+from accord.objectives._links import whole
 from accord.objectives.rewards import mixed, preference
 
 
@@ -128,11 +129,11 @@ class Term:
 
 
 SCORES = ("score", "attributes", "embedding")  # heads that a reward is made of
-WIDE = ("degree", "attributes", "embedding", "gate", "cuts")  # heads of several numbers, as options say
+WIDE = ("degree", "attributes", "embedding", "gate", "cuts", "prototypes")  # heads of several numbers, as options say
 
 
 def width(need: str, options: dict[str, Any]) -> int:
-    """Numbers of a head of several.
+    """Numbers of a head of several; of prototypes how many there are.
 
     >>> width("gate", {"dimensions": 6}), width("gate", {"count": 4}), width("cuts", {"levels": 5})
     (3, 4, 4)
@@ -141,7 +142,9 @@ def width(need: str, options: dict[str, Any]) -> int:
         return int(options["count"]) if "count" in options else int(options["dimensions"]) // 2
     if need == "cuts":
         return int(options["levels"]) - 1
-    return int(options[{"degree": "degrees", "embedding": "dimensions", "attributes": "count"}[need]])
+    named = {"degree": "degrees", "embedding": "dimensions", "attributes": "count", "prototypes": "clusters"}[need]
+    whole(**{named: options[named]})
+    return int(options[named])
 
 
 def reads(need: str, options: dict[str, Any]) -> bool:
@@ -352,7 +355,7 @@ def _call(
             return zero if term.log_z == "one" else zero + float(term.log_z)
         if name in ("score", "degree", "attributes", "embedding", "hidden"):
             return assemble(kind, batch, leaves.last(name if name == "hidden" else f"head:{name}"), lengths)
-        if name in ("gate", "cuts"):  # one for an example, whichever of its responses is asked
+        if name in ("gate", "cuts", "prototypes"):  # one for an example, whichever of its responses is asked
             if not reads(name, options):
                 return torch.zeros(len(batch), width(name, options), dtype=lengths.dtype, device=lengths.device)
             first = torch.as_tensor(next(iter(batch.roles.values())), device=lengths.device)
