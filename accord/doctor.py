@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -256,6 +257,7 @@ def of_run(folder: Path, name: str = "run") -> Iterator[Line]:
     ended = f"{held['finished']} after {held['steps']} steps" if held else f"not finished, at step {rows[-1]['step']}"
     yield Line(name, "ok", f"{folder}: {ended}" if name == "run" else ended)
     yield from _on_policy(rows)
+    yield from _foretold(rows)
     panel = Panel(TABLE, held.get("examples", ()))
     spoke = [(row["step"], verdict) for row in rows for verdict in panel.see(row["step"], row)]
     for step, verdict in spoke:
@@ -280,6 +282,26 @@ def _on_policy(rows: list[dict[str, Any]]) -> Iterator[Line]:
             told.append(f"{key.replace('probe/surprise/', '')} {value:+.2f} (± {error:.2f})")
     if told:
         yield Line("on-policyness", "ok", f"surprise in nats a token, 0 for the model's own answers: {', '.join(told)}")
+
+
+def _foretold(rows: list[dict[str, Any]]) -> Iterator[Line]:
+    """How often the probe's responses moved, from one look to the next, as their gradients said."""
+    rises = "probe/entanglement/chosen_rises"
+    for key in dict.fromkeys(k for row in rows for k in row if k.endswith(rises)):
+        term = key.removesuffix(rises)
+        looks = [row for row in rows if f"{term}probe/logps/chosen" in row]
+        told = []
+        for side in ("chosen", "rejected"):
+            name = f"{term}probe/logps/{side}"
+            moved = [
+                (now[f"{term}probe/entanglement/{side}_rises"] > 0) == (then[name] > now[name])
+                for now, then in pairwise(looks)
+                if key in now and now[name] != then[name]
+            ]
+            told += [f"{side} as foretold {sum(moved)} times of {len(moved)}"] if moved else []
+        if told:
+            says = f"from look to look the probe's {', '.join(told)}: it foretells a plain step on these pairs alone"
+            yield Line("entanglement", "ok", f"{term.removesuffix('/')}: {says}" if term else says)
 
 
 def _stubborn(folder: Path) -> Iterator[Line]:

@@ -126,7 +126,10 @@ def test_three_actions_on_a_line_entangle_and_disperse():
     assert inner / of_l - 1 < 0  # and so does rejected
     rises = {"chosen_rises": 1 - inner / of_w, "rejected_rises": inner / of_l - 1, "cosine": 1.0}
     said = Entanglement().see(1, {f"probe/entanglement/{k}": v for k, v in rises.items()})
-    assert "lowers chosen, and rejected too" in said.says
+    assert (
+        "along these pairs' own gradient, without the optimizer's scaling, a step lowers chosen, and rejected too"
+        in (said.says)
+    )
 
 
 @pytest.mark.parametrize("pull", [0.0, 0.05, 0.2])
@@ -229,6 +232,16 @@ def test_entanglement_foretells_what_the_step_does():
             assert change == pytest.approx(told, rel=0.15, abs=2e-4)
             signs.add((side, told > 0))
     assert signs == {("chosen", True), ("chosen", False), ("rejected", False)}
+
+
+def test_the_doctor_holds_what_gradients_foretold_against_what_happened(tmp_path):
+    """Three looks: chosen foretold to rise and rose, then to fall and rose; rejected fell as foretold, then stood."""
+    seen = [(1.0, -1.0, -2.0, -3.0), (-1.0, -1.0, -1.5, -3.5), (1.0, -1.0, -1.0, -3.5)]
+    names = ("entanglement/chosen_rises", "entanglement/rejected_rises", "logps/chosen", "logps/rejected")
+    looks = [{f"probe/{n}": v for n, v in zip(names, row, strict=True)} for row in seen]
+    JsonLines(tmp_path / "metrics.jsonl").append({"step": s, **row} for s, row in enumerate(looks, 1))
+    (line,) = [x for x in doctor.of_run(tmp_path) if x.name == "entanglement"]
+    assert "chosen as foretold 1 times of 2, rejected as foretold 1 times of 1" in line.says
 
 
 def test_the_part_of_a_gradient_that_is_not_finite_is_named():

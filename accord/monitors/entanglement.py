@@ -8,15 +8,16 @@ SURE = 0.25  # of the squared norm of chosen's own gradient, for one look
 
 
 class Entanglement:
-    """Speaks once, when the step ahead will lower chosen responses: in two looks, or clearly in one.
+    """Speaks once, when a plain step on the probe would lower its chosen responses: in two looks, or clearly in one.
 
     With g_w, g_l the gradients of the log-probs of chosen and rejected, weighted as the loss weighs them, a step along
     g_w - g_l raises chosen iff <g_w, g_l> < |g_w|^2, and lowers rejected iff <g_w, g_l> < |g_l|^2. The numbers are
-    1 - <g_w, g_l> / |g_w|^2 (`chosen_rises`) and <g_w, g_l> / |g_l|^2 - 1 (`rejected_rises`).
+    1 - <g_w, g_l> / |g_w|^2 (`chosen_rises`) and <g_w, g_l> / |g_l|^2 - 1 (`rejected_rises`). They foretell that step
+    alone: the run's own is on other pairs and scaled by its optimizer, and may well do otherwise.
     """
 
     name = "entanglement"
-    question = "will the step ahead raise chosen and lower rejected?"
+    question = "would a plain step on the probe raise chosen and lower rejected?"
     needs: tuple[str, ...] = (
         "probe/entanglement/cosine", "probe/entanglement/chosen_rises", "probe/entanglement/rejected_rises",
     )  # fmt: skip
@@ -33,8 +34,10 @@ class Entanglement:
         self._spoke = True
         return Verdict(
             self.name,
-            f"the gradients of chosen and rejected point the same way (cosine {cosine:.2f}), so that a step lowers "
-            f"chosen, and rejected {'too' if rejected < 0 else 'rises'}.",
+            f"the gradients of chosen and rejected point the same way (cosine {cosine:.2f}): along these pairs' own "
+            f"gradient, without the optimizer's scaling, a step lowers chosen, and rejected "
+            f"{'too' if rejected < 0 else 'rises'}. What the run's updates, which are on other pairs, do to them is "
+            "`probe/logps/chosen` and `probe/logps/rejected` at the next look.",
             "Make both sides' gradients equally long (`update=pair_normalised`), add an SFT term "
             "(`objective=dpo_sft alpha=0.1`), or bring pairs that differ in more than a few tokens.",
         )
