@@ -416,6 +416,7 @@ def train(
             write_config(folder / "config.yaml", resolved, policy, refs)
             write_json(folder / "data.json", story)
     facts = data_facts(terms, corpus, counts) if watching else {}
+    facts |= {k: v for k, v in progress.start.items() if watching and k.endswith("logratios/away")}
     probes = NoProbes(facts)
     if watching and probe_every is not None and processes.world == 1:
         probe, of = (held[0], held_records) if held else (plan_of_batches.batch(0), records)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from accord.objectives import table
 from accord.training import parallel
 from accord.training.parallel import Processes
 from accord.training.step import Step, TrainingError
-from accord.training.terms import Term, noise, reduced, reward_scale
+from accord.training.terms import Example, Term, by_mean, noise, reduced, reward_scale
 
 
 def references_of(
@@ -187,13 +187,15 @@ def check_start(step: Step, batch: Batch, policy: models.Policy) -> dict[str, fl
     If every reference is the policy itself, every log-ratio must be 0 within what rounding makes (0.002 nats in float32
     and 2.5 in bf16 for 100 tokens, by the root of the length), and a single objective's loss its known value.
 
+    Beside them stands, of each term whose reference is another model, `logratios/away` (see `away`).
+
     Raises:
         TrainingError: it is not so; the message says what was measured.
     """
     seen = step.evaluate(batch)
     values = reduced(seen.metrics)
     if any(ref.key != policy.start for ref in step.references.values()):
-        return values
+        return values | away(step, seen.examples, policy.start)
     for example in seen.examples:
         term = step.terms[example.term]
         for role, reward in example.rewards.items() if not term.scored else ():
@@ -219,6 +221,25 @@ def check_start(step: Step, batch: Batch, policy: models.Policy) -> dict[str, fl
                 )
             values[f"{name}/expected_loss"] = known
     return values
+
+
+def away(step: Step, examples: Iterable[Example], start: str) -> dict[str, float]:
+    """`logratios/away` of each term whose reference is not the weights `start`: how many nats a token a response is
+    from it on average, up or down. Signs that cancel in the mean of log-ratios do not cancel here."""
+    found = {}
+    for name, term in step.terms.items():
+        ref = step.references.get(term.home or "")
+        if term.scored or ref is None or ref.key == start:
+            continue
+        sizes = [
+            abs(reward / scale) / (1 if by_mean(term) else max(1, e.lengths[role]))
+            for e in examples if e.term == name
+            for role, reward in e.rewards.items() if (scale := reward_scale(term, role))
+        ]  # fmt: skip
+        whole = np.sum(step.processes.gather((sum(sizes), len(sizes))), 0)
+        if whole[1]:
+            found[(f"{name}/" if len(step.terms) > 1 else "") + "logratios/away"] = float(whole[0] / whole[1])
+    return found
 
 
 def known_start(term: Term, batch: Batch) -> float | None:

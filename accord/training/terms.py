@@ -472,8 +472,8 @@ def tie_width(term: Term, chosen: Tensor, rejected: Tensor, compute: torch.dtype
     if term.scored:
         return torch.zeros_like(chosen, dtype=torch.float64)
     tokens = chosen.double().clamp(min=1), rejected.double().clamp(min=1)
-    by_mean = _by_mean(term)
-    spread = sum(1 / n if by_mean else n for n in tokens)
+    mean = by_mean(term)
+    spread = sum(1 / n if mean else n for n in tokens)
     return reward_scale(term, "chosen") * noise(compute) * torch.as_tensor(spread).sqrt()
 
 
@@ -578,10 +578,10 @@ def rewards_of(term: Term, batch: TermBatch, leaves: Leaves) -> Tensor | None:
     if term.home is None or f"{term.home}_logp" not in leaves.tokens:
         return None
     ratio = leaves.sums("logp") - leaves.sums(f"{term.home}_logp")
-    return ratio / leaves.lengths().clamp(min=1) if _by_mean(term) else ratio
+    return ratio / leaves.lengths().clamp(min=1) if by_mean(term) else ratio
 
 
-def _by_mean(term: Term) -> bool:
+def by_mean(term: Term) -> bool:
     return any((term.length or row.length) == "mean" for row, _, _ in term.parts if term.home in row.references)
 
 
