@@ -22,6 +22,7 @@ from accord.errors import AccordError
 GB = 2**30
 NAME = "accord-align"
 TRIAL = 20  # steps before a run
+SURE = 0.01  # nats of log-ratio, so that what a unit of reward takes can be read off
 LITTLE_MEMORY, LITTLE_DISK = 4 * GB, 5 * GB  # the quickstart, with its converted model, fits
 
 
@@ -258,6 +259,7 @@ def of_run(folder: Path, name: str = "run") -> Iterator[Line]:
     yield Line(name, "ok", f"{folder}: {ended}" if name == "run" else ended)
     yield from _on_policy(rows)
     yield from _foretold(rows)
+    yield from _scale(rows)
     panel = Panel(TABLE, held.get("examples", ()))
     spoke = [(row["step"], verdict) for row in rows for verdict in panel.see(row["step"], row)]
     for step, verdict in spoke:
@@ -282,6 +284,47 @@ def _on_policy(rows: list[dict[str, Any]]) -> Iterator[Line]:
             told.append(f"{key.replace('probe/surprise/', '')} {value:+.2f} (± {error:.2f})")
     if told:
         yield Line("on-policyness", "ok", f"surprise in nats a token, 0 for the model's own answers: {', '.join(told)}")
+
+
+def _started(summary: dict[str, Any], policy: str) -> str:
+    """What was checked before the first update, or why nothing was."""
+    start = summary["start"]
+    other = [f"{ref['name']} ({ref['key'][:8]})" for ref in summary["references"].values() if ref["key"] != policy]
+    if other:
+        away = " and ".join(f"{v:.2g}" for k, v in start.items() if k.endswith("logratios/away"))
+        told = f"; responses are {away} nats a token from it on average" if away else ""
+        return (
+            f"not checked: the reference {' and '.join(other)} is another model than the run starts from, so that "
+            f"nobody knows log-ratios and losses beforehand{told}"
+        )
+    if not start:
+        return "not checked: nothing here compares with a reference, so there are no log-ratios that must be 0"
+    known = [f"{k.removesuffix('/expected_loss')} {v:.4g}" for k, v in start.items() if k.endswith("expected_loss")]
+    what = [w for w, there in (("log-ratios", any("logratios/" in k for k in start)), ("losses", known)) if there]
+    if not what:
+        return "not checked: this objective has neither log-ratios of single responses nor a known loss"
+    return f"{' and '.join(what)} are where they must be ({', '.join(known) or 'no known loss'})"
+
+
+def _scale(rows: list[dict[str, Any]]) -> Iterator[Line]:
+    """How many nats a margin of 1 takes, beside what a whole answer has: where it is more, no pair is ever settled."""
+    from accord.monitors.beta import Beta
+
+    ends = "rewards/margins"
+    terms = dict.fromkeys(k.removesuffix(ends) for row in rows for k in row if k.endswith(ends))
+    for term in (t for t in terms if not t.startswith("eval_")):
+        best, reward, logp = 0.0, 0.0, 0.0
+        for row in rows:
+            if all(isinstance(row.get(term + need), float) for need in Beta.needs):
+                chosen, rejected, long, other, *read = (row[term + need] for need in Beta.needs)
+                if abs(margin := chosen * long - rejected * other) > abs(best):
+                    best, (reward, logp) = margin, read
+        if abs(best) < SURE or reward * best <= 0:
+            continue
+        says = f"a margin of 1 takes {best / reward:,.0f} nats of log-ratio, and a whole chosen answer has {-logp:,.0f}"
+        if best / reward > -logp:
+            says += ": more than there are, so that no pair is ever settled and the reference holds little"
+        yield Line("scale", "ok", f"{term.removesuffix('/')}: {says}" if term else says)
 
 
 def _foretold(rows: list[dict[str, Any]]) -> Iterator[Line]:
@@ -319,24 +362,20 @@ def _stubborn(folder: Path) -> Iterator[Line]:
 
 def before(settings: dict[str, Any]) -> Iterator[Line]:
     """A model, its data and an objective before they are trained: time and memory, the check of step 0, and what
-    monitors say to twenty steps, which are taken in a folder that is removed.
+    monitors say to twenty steps (or as many as the run has), which are taken in a folder that is removed.
 
     Raises:
         AccordError: as the run would.
     """
     from accord.training.run import train
 
-    steps = {"max_steps": min(TRIAL, settings.get("max_steps") or TRIAL), "probe_every": TRIAL // 2, "quiet": True}
     with tempfile.TemporaryDirectory() as place:
         whole = train(**settings | {"dry_run": True, "quiet": True}).summary
         yield Line(
             "cost", "ok", f"{whole['steps']:,} updates, about {whole['seconds'] / 60:.1f} minutes and "
             f"{whole['memory'] / GB:.2f} GB beside the data",
         )  # fmt: skip
+        steps = {"max_steps": min(TRIAL, whole["steps"]), "probe_every": TRIAL // 2, "quiet": True}
         tried = train(**settings | steps | {"output": str(Path(place) / "trial"), "overwrite": False})
-        start = tried.summary["start"]
-        known = [f"{k.removesuffix('/expected_loss')} {v:.4g}" for k, v in start.items() if k.endswith("expected_loss")]
-        yield Line(
-            "step 0", "ok", f"log-ratios and losses are where they must be ({', '.join(known) or 'no known loss'})"
-        )
+        yield Line("step 0", "ok", _started(tried.summary, tried.policy.start))
         yield from of_run(tried.folder, "trial")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -520,3 +521,38 @@ def test_dispersion_is_not_said_of_a_share_that_may_be_chance():
     rows = [{"dispersed": v, "logratios/pair": -3.0} for v in [0.2, 0.9] * 10]
     assert shown(Dispersion(), rows) == []
     assert shown(Dispersion(), [{"dispersed": 0.6, "logratios/pair": -3.0}] * 10) == [10]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["--objective", "bradley_terry"], "not checked: nothing here compares with a reference"),
+        (["--objective", "dpo", "--reference", "OTHER"], "not checked: the reference "),
+    ],
+)
+def test_the_doctor_says_why_step_0_was_not_checked(settings, says, accord, model_folder, tmp_path):
+    JsonLines(tmp_path / "pairs.jsonl").append(
+        {"prompt": r.prompt, "chosen": r.responses[0].text, "rejected": r.responses[1].text} for r in pair_records(24)
+    )
+    make_llama(seed=1).save_pretrained(tmp_path / "other")
+    make_tokenizer().save_pretrained(tmp_path / "other")
+    words = [tmp_path / "other" if w == "OTHER" else w for w in settings]
+    code, out, err = accord("doctor", "--model", model_folder, "--data", tmp_path / "pairs.jsonl", "--batch-size", 4,
+                            "--epochs", 1, "--precision", "fp32", *words)  # fmt: skip
+    assert code == 0, err
+    assert f"step 0: {says}" in out
+    assert "where they must be" not in out
+    cost = int(re.search(r"cost: (\d+) updates", out)[1])
+    assert cost < doctor.TRIAL
+    assert f"trial: done after {cost} steps" in out  # never more than the run
+
+
+@pytest.mark.parametrize(("nats", "settled"), [(10.0, True), (1000.0, False)])
+def test_the_doctor_says_what_a_margin_of_1_takes(nats, settled, tmp_path):
+    """An answer has 130 nats; a margin of 0.2 nats of log-ratio is one of 0.2 / nats."""
+    row = moved(0.01, -0.01, 10.0, **{"rewards/margins": 0.2 / nats}) | {"logps/chosen": -130.0}
+    JsonLines(tmp_path / "metrics.jsonl").append([{"step": 1, **row}])
+    (line,) = [x for x in doctor.of_run(tmp_path) if x.name == "scale"]
+    assert line.says.startswith(f"a margin of 1 takes {nats:,.0f} nats of log-ratio, and a whole chosen answer has 130")
+    assert ("no pair is ever settled" in line.says) is not settled
+    assert Beta().see(1, row) is None  # which asks for ten times
