@@ -29,6 +29,7 @@ from accord.monitors.entanglement import Entanglement
 from accord.monitors.entropy import Entropy
 from accord.monitors.heart import Heart
 from accord.monitors.length import Length
+from accord.monitors.on_policy import OnPolicy
 from accord.monitors.reference import ReferenceAtStart
 from accord.monitors.repeats import Repeats
 from accord.monitors.saturation import Saturation
@@ -422,17 +423,32 @@ def test_a_run_without_probes_is_the_same_run(tmp_path, model_folder):
     assert not (seen[1] / "verdicts.jsonl").exists()
 
 
-def test_a_verdict_stops_a_run_that_is_told_to(tmp_path, model_folder):
-    run = package.train(
-        model_folder,
-        pair_records(24),
-        output=str(tmp_path / "run"),
-        batch_size=4,
-        max_steps=5,
-        on_verdict="stop",
-        **QUIET,
-    )
-    assert (run.summary["finished"], run.summary["steps"]) == ("verdict", 1)
+def test_a_verdict_stops_a_run_that_is_told_to_unless_it_informs(tmp_path, model_folder):
+    make_llama(seed=1).save_pretrained(tmp_path / "other")
+    make_tokenizer().save_pretrained(tmp_path / "other")
+    common = {**QUIET, "batch_size": 4, "max_steps": 5, "on_verdict": "stop"}
+
+    def run(name, monitors):
+        return package.train(
+            model_folder, pair_records(24), output=str(tmp_path / name), monitors=monitors,
+            reference=str(tmp_path / "other"), **common,
+        )  # fmt: skip
+
+    stopped, through = run("stopped", "on_policy, reference"), run("through", "on_policy")
+    assert (stopped.summary["finished"], stopped.summary["steps"]) == ("verdict", 1)
+    assert (through.summary["finished"], through.summary["steps"]) == ("done", 5)
+    assert [v["monitor"] for v in JsonLines(through.folder / "verdicts.jsonl").read()] == ["on_policy"]
+    with pytest.raises(ConfigError, match="on_verdict=warn goes past that, monitors=NAMES leaves it out"):
+        run("stopped", "on_policy")
+    with pytest.raises(ConfigError, match=r"overwrite: true$"):
+        run("through", "on_policy")
+
+
+def test_of_chosen_alone_on_policy_says_nothing_of_rejected():
+    seen = {"probe/surprise/chosen": 2.0, "probe/surprise_error/chosen": 0.1}
+    assert "Rejected" not in OnPolicy().see(1, seen).says
+    seen |= {"probe/surprise/rejected": 2.0, "probe/surprise_error/rejected": 0.1}
+    assert "Rejected ones that it would not say fall fastest" in OnPolicy().see(1, seen).says
 
 
 def test_the_doctor_tries_settings_before_a_run(accord, model_folder, tmp_path):

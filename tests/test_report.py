@@ -463,6 +463,23 @@ def test_a_tail_reads_whole_lines_and_starts_again_when_a_file_is_cut(tmp_path):
     assert [r["step"] for r in tail.rows] == [1]
 
 
+def test_what_informs_stands_last_and_is_no_point_to_look_at(tmp_path):
+    """`on_policy` says what the data is; `drop` beside it is an alarm."""
+    informs = {"step": 1, "monitor": "on_policy", "says": "they are off policy.", "remedy": "Sample answers."}
+    alarm = {"step": 4, "monitor": "drop", "says": "it fell.", "remedy": "Lift it."}
+    for name, verdicts in (("informed", [informs]), ("alarmed", [informs, alarm])):
+        folder = folder_of(tmp_path / name, {})
+        (folder / "model").mkdir(exist_ok=True)
+        JsonLines(folder / "verdicts.jsonl").append(verdicts)
+        *_, believe, following = story(read(folder))
+        told = [says for _, says in following.steps]
+        assert told[-1] == "Sample answers."
+        assert len(told) > len(verdicts)
+        assert ("Lift it." in told) == (alarm in verdicts)
+        assert ("said first" in following.answer) == (alarm in verdicts)
+        assert {f.what: f.tone for f in believe.facts}["on_policy, step 1"] == "plain"
+
+
 def test_watching_ends_with_the_run(tmp_path, capsys):
     folder = folder_of(tmp_path / "r", {}, steps=4)
     (folder / "summary.json").unlink()

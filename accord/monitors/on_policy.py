@@ -13,6 +13,7 @@ class OnPolicy:
 
     A token that the model sampled itself has -log p equal to the entropy there on average, so -log p - entropy summed
     over an answer has mean 0, and its variance is the sum of the variances of log p. Surprise is that sum, a token.
+    Most data is by others: this says what it is, and is no alarm.
     """
 
     name = "on_policy"
@@ -34,10 +35,10 @@ class OnPolicy:
         if not off:
             return None
         told = " and ".join(f"{side} responses by {nats:.2g} nats a token" for side, nats in off.items())
+        fall = " Rejected ones that it would not say fall fastest and teach least." if "rejected" in off else ""
         return Verdict(
             self.name,
-            f"{told} less likely than what the model says itself: they are off policy. Rejected ones that it would not "
-            "say fall fastest and teach least.",
+            f"{told} less likely than what the model says itself: they are off policy.{fall}",
             "Sample answers from this model and judge them (`accord sample`), or train it on chosen first ("
             "`objective=sft`).",
         )

@@ -35,6 +35,7 @@ TABLE: dict[str, type[Monitor]] = {
     )
 }  # fmt: skip
 GRAVE = ("reference", "rate", "labels", "heart", "spikes", "degradation", "dispersion", "samples")  # against the run
+INFORMS = ("on_policy",)  # say what the data is, and that is no fault: such a verdict stops no run
 
 
 def gravity(name: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from accord.monitors.table import GRAVE, gravity
+from accord.monitors.table import GRAVE, INFORMS, gravity
 from accord.report.charts import short
 from accord.report.read import RunFolder
 from accord.report.tables import LOST, Held, held
@@ -245,7 +245,7 @@ def _verdicts(run: RunFolder) -> list[Fact]:
     found = [
         Fact(
             f"{v['monitor']}, step {v['step']:,}", "", sentence(str(v["says"])),
-            "bad" if v["monitor"] in GRAVE else "unsure",
+            "bad" if v["monitor"] in GRAVE else "plain" if v["monitor"] in INFORMS else "unsure",
         )
         for v in gravest(run)
     ]  # fmt: skip
@@ -380,12 +380,13 @@ def what_next(run: RunFolder, worked: Answer) -> Answer:
     elif nothing:
         command = f"accord train {folder}/config.yaml eval_fraction=0.1 output=..."
         steps.append((command, "holds prompts out, so that there is something to believe."))
-    steps += [("", sentence(r)) for r in dict.fromkeys(str(v.get("remedy", "")) for v in gravest(run)) if r]
+    alarms = [v for v in run.verdicts if v["monitor"] not in INFORMS]
+    steps += _remedies(run, informs=False)
     if not nothing and not goes_on and worked.tone in ("unsure", "bad"):
         if worked.tone == "bad":
             steps.append(("", WORSE))
         else:  # a monitor that spoke knows better than to train on
-            steps.append(("", NARROWER if run.verdicts else f"{NARROWER} {LARGER}"))
+            steps.append(("", NARROWER if alarms else f"{NARROWER} {LARGER}"))
     if (run.path / "model").exists() and run.scores:
         steps.append((f"accord eval rewards {folder} --data FILE", "measures it on other pairs."))
         steps.append((f"accord judge FILE --judge reward:{folder} --output FILE", "scores answers with it."))
@@ -396,14 +397,21 @@ def what_next(run: RunFolder, worked: Answer) -> Answer:
         if worked.tone == "good" and isinstance(beta := run.settings.get("beta"), float):
             command = f"accord train {folder}/config.yaml beta={beta / 2:g},{beta * 2:g} output=..."
             steps.append((command, "tries the neighbours, and compares them."))
+    steps += _remedies(run, informs=True)
     answer = {"good": "Use it, or try to do better", "bad": "Find out why before you go on"}.get(
         worked.tone, "Get more evidence"
     )
     if goes_on:
         answer = "Let it finish"
-    elif run.verdicts:
-        answer = f"Read what the {'monitor' if len(run.verdicts) == 1 else 'monitors'} said first"
+    elif alarms:
+        answer = f"Read what the {'monitor' if len(alarms) == 1 else 'monitors'} said first"
     return Answer("What next?", answer, "plain", [], steps)
+
+
+def _remedies(run: RunFolder, *, informs: bool) -> list[tuple[str, str]]:
+    """Those of the gravest verdicts; `informs`: of those that are no alarm."""
+    told = (str(v.get("remedy", "")) for v in gravest(run) if (v["monitor"] in INFORMS) == informs)
+    return [("", sentence(r)) for r in dict.fromkeys(told) if r]
 
 
 # -- words ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from accord.data.batches import Batch, Schedule
 from accord.errors import ConfigError
-from accord.monitors.table import Panel
+from accord.monitors.table import INFORMS, Panel
 from accord.sinks import JsonLines
 from accord.training.parallel import Processes
 from accord.training.probes import NoProbes, Probes
@@ -190,7 +190,7 @@ class Loop:
     def _hear(self, step: int, row: dict[str, float], *, again: bool = False) -> None:
         """Shows a row to the monitors and tells what they say; `again`: they said it before the run was stopped."""
         for verdict in self.panel.see(step, row):
-            self.halted |= self.options.on_verdict == "stop"
+            self.halted |= self.options.on_verdict == "stop" and verdict.monitor not in INFORMS
             if self.processes.first and not again:
                 self.verdicts.append([{"step": step, **asdict(verdict)}])
                 if self.options.on_verdict != "nothing":

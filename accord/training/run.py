@@ -718,7 +718,11 @@ def run_folder(output: str | None, label: str, processes: Processes, *, resume: 
         done = (folder / "summary.json").exists() and (folder / "model").exists()
         started = (folder / "metrics.jsonl").exists()
         if done:
-            raise ConfigError(f"{folder} holds a finished run; choose another output, or overwrite: true")
+            ended = json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("finished")
+            more = (
+                ". A monitor ended it (verdicts.jsonl): on_verdict=warn goes past that, monitors=NAMES leaves it out"
+            ) if ended == "verdict" else ""  # fmt: skip
+            raise ConfigError(f"{folder} holds a finished run; choose another output, or overwrite: true{more}")
         if started and resume == "never":
             raise ConfigError(
                 f"{folder} holds an unfinished run; resume: auto goes on with it, overwrite: true removes it"
