@@ -88,7 +88,7 @@ THREE_D: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 PROBED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "Entanglement",
-        "Of the step ahead: above 0 chosen rises, or rejected rises.",
+        "Of a plain step on the probe's own pairs: above 0 chosen rises, or rejected rises.",
         ("probe/entanglement/chosen_rises", "probe/entanglement/rejected_rises"),
     ),
     (
