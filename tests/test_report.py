@@ -140,6 +140,40 @@ def test_the_first_screen_answers_by_the_strongest_evidence(tmp_path):
     assert did_it_work(read(tmp_path / "good"))[0].answer == "No: answers score lower"
 
 
+def test_each_of_the_three_d_has_its_number_beside_its_alarm(tmp_path):
+    """Chosen falls to e^-0.2 of its peak, which is no alarm; rejected by 1.5 nats a token of 10, which is one."""
+    rows = [
+        {"step": s, "loss": 1.0, "grad_norm": 1.0, "logratios/chosen": -0.1, "logratios/rejected": -1.5 * (s > 15),
+         "lengths/chosen": 10.0, "lengths/rejected": 10.0, "probability/chosen": float(np.exp(-0.2 * (s > 15))),
+         "probability/rejected": 0.5, "dispersed": 0.25}
+        for s in range(1, 31)
+    ]  # fmt: skip
+    folder = folder_of(tmp_path / "r", {}, steps=30, metrics=rows)
+    drop, degradation, dispersion = tables.three_d(read(folder))
+    assert drop.numbers == "rejected fell by 15 nats a response; the alarm is at 6.9, and chosen fell by 1"
+    assert degradation.spoke == "not seen"
+    assert degradation.numbers == "chosen fell by 0.2 nats a token; the alarm is at 0.3"
+    assert dispersion.numbers == "25 % of the pairs lost their mass; the alarm is at 50 % for certain"
+    assert "Chosen fell by 0.2 nats a token; the alarm is at 0.3." in render.write_report(folder).read_text()
+    assert "Chosen fell by 0.2 nats a token; the alarm is at 0.3." in render.markdown(folder)
+    few = read(folder_of(tmp_path / "few", {}, steps=5, metrics=rows[:5], monitors="none"))
+    assert {d.spoke for d in tables.three_d(few)} == {"nobody watched"}
+    assert {d.numbers for d in tables.three_d(few)} == {"not measured: it takes 10 updates of pairs"}
+
+
+def test_the_first_screen_says_why_chosen_fell_and_when_that_is_a_fault(tmp_path):
+    start = [Seen(f"r{i}", -10.0, -10.0) for i in range(30)]
+    for name, chosen, says in (
+        ("fell", -10.8, "Chosen fell 0.16 nats a token; the alarm is at 0.3."),
+        ("rose", -9, ""),
+    ):
+        now = [Seen(f"r{i}", chosen, -12.0) for i in range(30)]
+        facts = story(read(folder_of(tmp_path / name, {0: start, 10: now})))[2].facts
+        (fact,) = [f for f in facts if f.what == "chosen responses"]
+        assert says in fact.says
+        assert ("Most losses on pairs ask only that the difference grows" in fact.says) == (name == "fell")
+
+
 def test_a_better_accuracy_with_a_worse_loss_is_half_an_answer(tmp_path):
     start = [Seen(f"r{i}", 0.0, 0.0, loss=0.7) for i in range(60)]
     now = [Seen(f"r{i}", 1.0 if i < 50 else -90.0, 0.0, loss=0.8 if i < 50 else 9.0) for i in range(60)]

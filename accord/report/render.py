@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
-from accord.monitors.table import TABLE
 from accord.report import charts, tables
 from accord.report.read import RunFolder, read
 from accord.report.story import TONES, count, home, percent, sentence, signed, story
@@ -71,7 +70,7 @@ def view(run: RunFolder) -> dict[str, Any]:
     found: dict[str, Any] = {
         "run": run, "story": story(run), "ended": ended(run), "curves": drawn, "rest": rest,
         "ranked": tables.ranking(run), "agree": tables.AGREE, "stubborn": tables.stubborn(run),
-        "three_d": where, "three_said": three_said(run),
+        "three_d": where, "three_said": tables.three_d(run),
         "smoothed": any(line.mean for _, several in (*drawn, *where) for c in several for line in c.lines),
         "answers": answers, "shown": sum(len(s) for _, s in answers), "every": tables.EVERY, "scores": scored,
         "score_bars": score_bars(run) if scored else None, "of_what": of_what, "sources": sources, "worst": worst,
@@ -86,15 +85,6 @@ def view(run: RunFolder) -> dict[str, Any]:
         ("records", "Records", worst), ("data", "Data", run.data), ("settings", "Settings", True),
     )  # fmt: skip
     found["sections"] = [(id, title) for id, title, what in there if what]
-    return found
-
-
-def three_said(run: RunFolder) -> list[tuple[str, str, str]]:
-    """Of drop, degradation and dispersion: name, what it asks, and when its monitor spoke."""
-    found = []
-    for name in ("drop", "degradation", "dispersion"):
-        steps = [f"verdict {i}, at step {v['step']:,}" for i, v in enumerate(run.verdicts, 1) if v["monitor"] == name]
-        found.append((name, TABLE[name].question, "; ".join(steps) or "not seen"))
     return found
 
 

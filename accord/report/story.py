@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from accord.monitors.degradation import HALF, PER_TOKEN
 from accord.monitors.table import GRAVE, INFORMS, gravity
 from accord.report.charts import short
 from accord.report.read import RunFolder
@@ -280,6 +281,13 @@ def _ties(run: RunFolder) -> list[Fact]:
     return [Fact("ties", f"{ties:,} of {pairs:,}", says, "unsure")] if 2 * ties > pairs else []
 
 
+WHY_CHOSEN_FALLS = (
+    "Most losses on pairs ask only that the difference grows, and pushing rejected down takes along what chosen has in "
+    "common with it. That is a fault if the alarm is passed, if chosen falls further than rejected, or if answers get "
+    "worse."
+)
+
+
 def _drop(numbers: Held | None) -> list[Fact]:
     """The most asked question: why do the log-probs of chosen fall?"""
     if numbers is None or numbers.chosen is None or numbers.rejected is None:
@@ -291,6 +299,9 @@ def _drop(numbers: Held | None) -> list[Fact]:
     )
     says = says if fell else "They rose." if chosen.low > 0 else "They may have fallen or risen."
     says = f"since the start, on held-out pairs; rejected {signed(rejected, 1)}. {says}"
+    if fell and (token := numbers.chosen_token) is not None:
+        alarm = max(PER_TOKEN, HALF * token.mean / chosen.mean)
+        says += f" Chosen fell {-token.mean:.2g} nats a token; the alarm is at {alarm:.2g}. {WHY_CHOSEN_FALLS}"
     return [Fact("chosen responses", f"{signed(chosen, 1)} nats", says, "unsure" if fell else "good")]
 
 

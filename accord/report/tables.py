@@ -11,7 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from accord.report.read import Examples, RunFolder
+from accord.monitors import WINDOW
+from accord.monitors.degradation import HALF, PER_TOKEN
+from accord.monitors.dispersion import SHARE
+from accord.monitors.drop import FAR, FAR_PER_TOKEN
+from accord.monitors.table import TABLE
+from accord.report.read import Curves, Examples, RunFolder
 from accord.stats import Interval, bootstrap, share
 
 WORST, BEST = 6, 3  # records shown of each end
@@ -56,8 +61,9 @@ class Held:
     """What held-out examples say; None where they say nothing of the kind.
 
     accuracy: share of pairs in which chosen is ahead. margin: mean, in units of the reward. ranking, chosen, rejected:
-    change since the start, of the share with the larger log-prob and of log-probs in nats. per_token: change of the
-    log-prob of responses that stand alone, nats a token. loss: its change. Intervals are over records.
+    change since the start, of the share with the larger log-prob and of log-probs in nats. chosen_token: the same of a
+    token of chosen. per_token: change of the log-prob of responses that stand alone, nats a token. loss: its change.
+    Intervals are over records.
     """
 
     examples: int
@@ -67,6 +73,7 @@ class Held:
     ranking: Interval | None = None
     chosen: Interval | None = None
     rejected: Interval | None = None
+    chosen_token: Interval | None = None
     per_token: Interval | None = None
     loss: Interval | None = None
 
@@ -95,6 +102,9 @@ def held(start: Examples, now: Examples) -> Held | None:
             found["ranking"] = bootstrap(ahead[1].astype(float) - ahead[0], b["record"])
             for side in ("chosen", "rejected"):
                 found[side] = bootstrap(b[f"logps_{side}"] - a[f"logps_{side}"], b["record"])
+            tokens = np.maximum(b["length_chosen"], 1)
+            gained = (b["logps_chosen"] - a["logps_chosen"]) / tokens
+            found["chosen_token"] = bootstrap(gained, b["record"], weights=tokens)
         a, b = before.take(one), after.take(one)
         if len(a):
             tokens = b["length_chosen"]
@@ -175,6 +185,95 @@ def ranking(run: RunFolder) -> list[Ranked]:
 
 def _right(margin: np.ndarray) -> np.ndarray:
     return np.where(margin == 0, 0.5, margin > 0)
+
+
+# -- where probability goes -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Property:
+    """One of the three D. asks: its question; spoke: when its monitor did; numbers: how far it went, and the alarm."""
+
+    name: str
+    asks: str
+    spoke: str
+    numbers: str
+
+
+def three_d(run: RunFolder) -> list[Property]:
+    """Drop, degradation and dispersion, each with its number beside that from which on its monitor speaks."""
+    watching = run.settings.get("monitors", "all")
+    terms = [*run.data.get("examples", {})] if len(run.data.get("examples", {})) > 1 else []
+    found = []
+    for name, measure in (("drop", _dropped), ("degradation", _degraded), ("dispersion", _dispersed)):
+        spoke = [f"verdict {i}, at step {v['step']:,}" for i, v in enumerate(run.verdicts, 1) if v["monitor"] == name]
+        silent = "not seen" if watching == "all" or name in watching else "nobody watched"
+        told = []
+        for term in ("", *terms):
+            prefix = f"{term}/" if term else ""
+            if f"{prefix}logratios/rejected" in run.metrics:
+                text = measure(run.metrics, prefix) or f"not measured: it takes {WINDOW} updates of pairs"
+                told.append(f"{term}: {text}" if term else text)
+        found.append(Property(name, TABLE[name].question, "; ".join(spoke) or silent, "; ".join(told)))
+    return found
+
+
+def _steady(metrics: Curves, prefix: str, *names: str) -> list[np.ndarray]:
+    """Metrics where all are finite; none where that is in fewer updates than monitors average."""
+    each = [metrics.get(prefix + name) for name in names]
+    if any(e is None or len(e[0]) != len(each[0][0]) for e in each if each[0] is not None) or each[0] is None:
+        return []
+    y = np.array([e[1] for e in each if e is not None])
+    y = y[:, np.isfinite(y).all(0)]
+    return [*y] if y.shape[1] >= WINDOW else []
+
+
+def _means(y: np.ndarray) -> np.ndarray:
+    """Of each value and those before it, as many as monitors average [n].
+
+    >>> _means(np.arange(12.0))[[0, 1, 9, 11]].tolist()
+    [0.0, 0.5, 4.5, 6.5]
+    """
+    total = np.concatenate([[0.0], np.cumsum(y)])
+    high = np.arange(1, len(y) + 1)
+    low = np.maximum(high - WINDOW, 0)
+    return (total[high] - total[low]) / (high - low)
+
+
+def _fell(who: str, by: float, unit: str, alarm: float, but: str) -> str:
+    far = f"{who} fell by {by:.2g} nats a {unit}" if by > 0 else f"{who} never fell"
+    return f"{far}; the alarm is at {alarm:.2g}" + (f", and {but}" if by >= alarm else "")
+
+
+def _dropped(metrics: Curves, prefix: str) -> str:
+    names = ("logratios/rejected", "lengths/rejected", "logratios/chosen", "lengths/chosen")
+    if not (found := _steady(metrics, prefix, *names)):
+        return ""
+    rejected, chosen = -_means(found[0] * found[1]), -_means(found[2] * found[3])
+    i = WINDOW - 1 + int(rejected[WINDOW - 1 :].argmax())
+    alarm = max(FAR, FAR_PER_TOKEN * float(found[1][i]))
+    return _fell(
+        "rejected", float(rejected[i]), "response", alarm,
+        f"chosen fell by {chosen[i]:.2g}" if chosen[i] > 0 else f"chosen rose by {-chosen[i]:.2g}",
+    )  # fmt: skip
+
+
+def _degraded(metrics: Curves, prefix: str) -> str:
+    if not (found := _steady(metrics, prefix, "probability/chosen", "probability/rejected", "lengths/chosen")):
+        return ""
+    chosen, rejected = (np.log(np.maximum(_means(y), 1e-30)) for y in found[:2])
+    below = np.maximum.accumulate(chosen) - chosen
+    i = WINDOW - 1 + int(below[WINDOW - 1 :].argmax())
+    alarm = max(HALF / max(1.0, float(found[2][i])), PER_TOKEN)
+    lower = "lower still" if rejected[i] <= chosen[i] else "higher, which is no alarm"
+    return _fell("chosen", float(below[i]), "token", alarm, f"rejected was {lower}")
+
+
+def _dispersed(metrics: Curves, prefix: str) -> str:
+    if not (found := _steady(metrics, prefix, "dispersed")):
+        return ""
+    most = float(_means(found[0])[WINDOW - 1 :].max())
+    return f"{100 * most:.0f} % of the pairs lost their mass; the alarm is at {100 * SHARE:.0f} % for certain"
 
 
 # -- records ----------------------------------------------------------------------------------------------------------
