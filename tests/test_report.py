@@ -174,6 +174,29 @@ def test_the_first_screen_says_why_chosen_fell_and_when_that_is_a_fault(tmp_path
         assert ("Most losses on pairs ask only that the difference grows" in fact.says) == (name == "fell")
 
 
+def test_every_point_that_is_counted_is_shown_the_gravest_first(tmp_path):
+    start = [Seen(f"r{i}", -10.0, -10.0) for i in range(30)]
+    now = [Seen(f"r{i}", -12.0, -13.0 if i % 2 else -11.0) for i in range(30)]
+    folder = folder_of(tmp_path / "r", {0: start, 10: now}, steps=8, max_steps=9)
+    write_json(folder / "summary.json", {
+        "length": {"before": 10, "after": 20}, "distinct_2": {"before": 1.0, "after": 0.1},
+        "held_out_accuracy": {"mean": 0.5, "low": 0.3, "high": 0.7, "pairs": 30, "records": 30, "ties": 20},
+    })  # fmt: skip
+    lost = {"count": 465, "examples": []}
+    write_json(folder / "data.json", {"told": [], "examples": {"dpo": 900}, "decisions": {"dropped": lost}})
+    names = ("length", "drop", "repeats", "beta", "rate")
+    JsonLines(folder / "verdicts.jsonl").append(
+        {"step": 3, "monitor": name, "says": "it is so.", "remedy": ""} for name in names
+    )
+    belief = story(read(folder))[2]
+    to_look_at = [f for f in belief.facts if f.tone in ("bad", "unsure")]
+    assert belief.answer == f"With care: {len(to_look_at)} points to look at"
+    assert len(to_look_at) == len(belief.facts) > 6
+    assert {"data lost", "and 2 verdicts more"} <= {f.what for f in to_look_at}
+    assert [f.tone for f in belief.facts] == ["bad"] + ["unsure"] * (len(belief.facts) - 1)
+    assert belief.facts[0].what == "rate, step 3"
+
+
 def test_a_better_accuracy_with_a_worse_loss_is_half_an_answer(tmp_path):
     start = [Seen(f"r{i}", 0.0, 0.0, loss=0.7) for i in range(60)]
     now = [Seen(f"r{i}", 1.0 if i < 50 else -90.0, 0.0, loss=0.8 if i < 50 else 9.0) for i in range(60)]

@@ -226,10 +226,10 @@ def can_i_believe_it(run: RunFolder, numbers: Held | None) -> Answer:
     if not run.verdicts:
         facts.append(Fact("monitors", "silent", "None of them had anything to say."))
     facts.sort(key=lambda f: ("bad", "unsure", "good", "plain").index(f.tone))
-    question, shown = "Can I believe it?", facts[:6]
+    bad, unsure = (sum(f.tone == t for f in facts) for t in ("bad", "unsure"))
+    question, shown = "Can I believe it?", facts[: max(6, bad + unsure)]  # what is counted is shown
     if not len(run.last) and _scored(run) is None:
         return Answer(question, "There is nothing to believe yet: no number comes from held-out data", "unsure", shown)
-    bad, unsure = (sum(f.tone == t for f in facts) for t in ("bad", "unsure"))
     if bad or unsure:
         return Answer(
             question, f"With care: {count(bad + unsure, 'point')} to look at", "bad" if bad else "unsure", shown
@@ -251,7 +251,7 @@ def _verdicts(run: RunFolder) -> list[Fact]:
         for v in gravest(run)
     ]  # fmt: skip
     if more := len(run.verdicts) - len(found):
-        found.append(Fact(f"and {count(more, 'verdict')} more", "", "below, with the monitors."))
+        found.append(Fact(f"and {count(more, 'verdict')} more", "", "below, with the monitors.", "unsure"))
     return found
 
 
