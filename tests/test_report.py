@@ -197,6 +197,26 @@ def test_every_point_that_is_counted_is_shown_the_gravest_first(tmp_path):
     assert belief.facts[0].what == "rate, step 3"
 
 
+def test_an_accuracy_is_the_same_wherever_it_stands(trained):
+    """In bf16 a small margin is a tie: on the first screen, by source, and in the ranking."""
+    run = read(trained("bf16", precision="bf16", learning_rate=1e-5))
+    told = run.summary["held_out_accuracy"]
+    assert 0 < told["ties"] < told["pairs"], told
+    kept = (told["mean"], told["low"], told["high"])
+    (_, _, by_source), *more = tables.by_source(run)[1]
+    assert not more
+    assert by_source.accuracy is not None
+    found = by_source.accuracy
+    assert (found.mean, found.low, found.high) == pytest.approx(kept)
+    assert np.sum(run.last.pairs.right == 0.5) == told["ties"]
+    by_length = [(r.kind, r.pairs, r.implicit.mean) for r in tables.ranking(run)]
+    assert by_length[0][2] == told["mean"]
+    equal = run.last.pairs["length_chosen"] == run.last.pairs["length_rejected"]
+    right = sum(n * mean for _, n, mean in by_length[1:]) + run.last.pairs.right[equal].sum()
+    assert right == pytest.approx(told["mean"] * told["pairs"])
+    assert compare.measured(run, run, "accuracy", 0.95).difference.mean == 0.0  # type: ignore[union-attr]
+
+
 def test_a_better_accuracy_with_a_worse_loss_is_half_an_answer(tmp_path):
     start = [Seen(f"r{i}", 0.0, 0.0, loss=0.7) for i in range(60)]
     now = [Seen(f"r{i}", 1.0 if i < 50 else -90.0, 0.0, loss=0.8 if i < 50 else 9.0) for i in range(60)]

@@ -92,8 +92,7 @@ def measured(a: RunFolder, b: RunFolder, measure: str, level: float) -> Against 
         return None
     weights = None
     if measure == "accuracy":
-        right = [np.where(side.margins == 0, 0.5, side.margins > 0) for side in (x, y)]
-        difference = right[1] - right[0]
+        difference = y.right - x.right
     elif measure == "loss":
         difference = y["loss"] - x["loss"]
     else:

@@ -18,7 +18,7 @@ ROWS = 500_000  # examples that are looked at, the newest ones
 COLUMNS = {
     "step": 0, "record": "", "term": "", "source": "", "loss": np.nan, "rewards_chosen": np.nan,
     "rewards_rejected": np.nan, "margin": np.nan, "logps_chosen": np.nan, "logps_rejected": np.nan,
-    "length_chosen": np.nan, "length_rejected": np.nan, "file": "", "line": 0, "text": "",
+    "length_chosen": np.nan, "length_rejected": np.nan, "file": "", "line": 0, "text": "", "width": 0.0,
 }  # fmt: skip
 
 
@@ -41,6 +41,12 @@ class Examples:
     def margins(self) -> np.ndarray:
         """Of pairs, by how much chosen is ahead: of rewards, or of log-probs where there are no rewards [n]."""
         return np.where(np.isnan(self["margin"]), self["logps_chosen"] - self["logps_rejected"], self["margin"])
+
+    @property
+    def right(self) -> np.ndarray:
+        """Of pairs, 1 where chosen is ahead, 0 where rejected is, 1/2 where noise may have decided [n]."""
+        margins = self.margins
+        return np.where(np.abs(margins) <= self["width"], 0.5, margins > 0)
 
     @property
     def two(self) -> np.ndarray:
@@ -177,7 +183,17 @@ class RunFolder:
         """Held-out examples of the weights that `model/` holds, or of the last evaluation, always after the start."""
         best = self.summary.get("best_step") if self.settings.get("save_best") else None
         after = [s for s in self.evaluations if s > 0]
-        return self.held(best if best in after else after[-1]) if after else Examples()
+        found = self.held(best if best in after else after[-1]) if after else Examples()
+        return Examples(found.columns | {"width": self._widths(found)}) if len(found) else found
+
+    def _widths(self, found: Examples) -> np.ndarray:
+        """How large a margin the noise of the precision makes of none, as the run counted its ties [n]."""
+        widths = np.zeros(len(found))
+        for term, told in self.summary.get("held_out_accuracy", {}).get("widths", {}).items():
+            of = (found["term"] == term) & ~np.isnan(found["margin"])
+            tokens = [np.maximum(found[f"length_{side}"][of], 1) for side in ("chosen", "rejected")]
+            widths[of] = told["unit"] * np.sqrt(sum(1 / n if told["mean"] else n for n in tokens))
+        return widths
 
 
 def read(path: Path) -> RunFolder:

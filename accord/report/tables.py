@@ -87,8 +87,7 @@ def held(start: Examples, now: Examples) -> Held | None:
     pairs = now.pairs
     if len(pairs):
         margin = pairs.margins
-        right = np.where(margin == 0, 0.5, margin > 0)
-        found["accuracy"] = share(right, pairs["record"])
+        found["accuracy"] = share(pairs.right, pairs["record"])
         if not np.isnan(pairs["margin"]).any():
             found["margin"] = bootstrap(margin, pairs["record"])
     before, after = paired(start, now)
@@ -167,7 +166,7 @@ def ranking(run: RunFolder) -> list[Ranked]:
         if not len(own):
             continue
         margin = own.margins
-        found: dict[str, Interval] = {"implicit": share(_right(margin), own["record"])}
+        found: dict[str, Interval] = {"implicit": share(own.right, own["record"])}
         if kind == "all" and (kept := run.summary.get("held_out_accuracy")):  # it knows the noise of the precision
             found["implicit"] = Interval(kept["mean"], kept["low"], kept["high"])
         found["margin"] = bootstrap(margin, own["record"])

@@ -19,7 +19,7 @@ from accord.engine.reference import Reference
 from accord.errors import AccordError, ConfigError
 from accord.stats import share
 from accord.training.loop import Finished
-from accord.training.terms import Example, Term, right, tie_width
+from accord.training.terms import Example, Term, noise, by_mean, reward_scale, right, tie_width
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -120,6 +120,10 @@ def held_out_accuracy(held: Seq[Example], terms: Mapping[str, Term], compute: to
         counted = {"pairs": len(pairs), "records": len(set(records))}
         summary["held_out_accuracy"] = share(found, records).as_dict() | counted | {
             "ties": found.count(0.5), "precision": precision_name(compute),
+            "widths": {  # of `tie_width`, for those who read the examples
+                name: {"unit": 0.0 if t.scored else reward_scale(t, "chosen") * noise(compute), "mean": by_mean(t)}
+                for name, t in terms.items()
+            },
         }  # fmt: skip
         summary["longer_is_better"] = share(longer, records).as_dict() | counted
     return summary
