@@ -217,6 +217,47 @@ def test_an_accuracy_is_the_same_wherever_it_stands(trained):
     assert compare.measured(run, run, "accuracy", 0.95).difference.mean == 0.0  # type: ignore[union-attr]
 
 
+LENGTHS = {  # right of 100 pairs, those with chosen longer, with rejected longer: tone, what is said
+    "nothing learned": ((range(52), range(8), range(94, 100)), "plain", "nor than chance. 14 of 100 pairs differ"),
+    "better": ((range(90), range(60), range(60, 100)), "good", "the model is better than it"),
+    "no rule": ((range(62), range(55), range(55, 100)), "plain", "it may be no better than chance"),
+    "by length": ((range(75), range(75), range(75, 100)), "unsure", "length may be all that was learned"),
+    "by another rule": (
+        (range(28, 100), range(70), range(70, 100)),
+        "plain",
+        "length is not shown to be what was learned",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_length_is_a_rival_only_where_the_model_follows_it(name, tmp_path):
+    (right, longer, shorter), tone, says = LENGTHS[name]
+    now = [Seen(f"r{i}", 1.0 if i in right else -1.0, 0.0) for i in range(100)]
+    for i, e in enumerate(now):
+        e.lengths = {"chosen": 9 if i in longer else 5, "rejected": 9 if i in shorter else 5}
+    facts = story(read(folder_of(tmp_path / "r", {10: now})))[2].facts
+    (fact,) = [f for f in facts if f.what == "choosing the longer"]
+    assert (fact.tone, says in fact.says) == (tone, True), fact.says
+
+
+def test_a_verdict_on_labels_stands_beside_what_held_out_pairs_say(tmp_path):
+    start = [Seen(f"r{i}", 0.0, 0.0) for i in range(60)]
+    now = [Seen(f"r{i}", 1.0 if i < 45 else -1.0, 0.0) for i in range(60)]
+    folder = folder_of(tmp_path / "r", {0: start, 10: now})
+    assert did_it_work(read(folder))[0].tone == "good"
+    JsonLines(folder / "verdicts.jsonl").append(
+        [{"step": 7, "monitor": "labels", "says": "nothing carries over.", "remedy": ""}]
+    )
+    answer, _ = did_it_work(read(folder))
+    assert answer.answer == (
+        "In part: it tells better from worse on prompts it never saw, but the monitor of labels found nothing to learn "
+        "at step 7"
+    )
+    assert answer.tone == "unsure"
+    assert "nothing carries over" in answer.facts[-1].says
+
+
 def test_a_better_accuracy_with_a_worse_loss_is_half_an_answer(tmp_path):
     start = [Seen(f"r{i}", 0.0, 0.0, loss=0.7) for i in range(60)]
     now = [Seen(f"r{i}", 1.0 if i < 50 else -90.0, 0.0, loss=0.8 if i < 50 else 9.0) for i in range(60)]

@@ -114,6 +114,15 @@ def did_it_work(run: RunFolder) -> tuple[Answer, Held | None]:
         tone, answer = "unsure", f"In part: {answer.removeprefix('Yes: ')}, but {against[0].what} got worse"
     elif tone == "unsure" and against:
         answer = f"{answer}, and {against[0].what} got worse"
+    for v in run.verdicts:
+        if v["monitor"] == "labels" and tone != "bad":
+            says = f"At step {v['step']:,} the monitor said: {v['says']}"
+            facts = [*facts, Fact("labels", "", says, "bad")]
+            but = "but" if tone == "good" else "and"
+            answer = f"{answer.replace('Yes: ', 'In part: ', 1)}, {but} "
+            answer += f"the monitor of labels found nothing to learn at step {v['step']:,}"
+            tone = "unsure"
+            break
     return Answer("Did it work?", answer, tone, facts), numbers
 
 
@@ -268,10 +277,27 @@ def _length_bias(run: RunFolder, numbers: Held | None) -> list[Fact]:
     longer = _longer(run)
     if accuracy is None or longer is None:
         return []
-    beaten = accuracy.low > longer.mean
-    says = "of these pairs are right by that rule alone: "
-    says += "the model is better than it." if beaten else "length may be all that was learned."
-    return [Fact("choosing the longer", percent(longer), says, "good" if beaten else "unsure")]
+    pairs = run.last.pairs
+    pairs = pairs.take(np.flatnonzero(pairs["length_chosen"] != pairs["length_rejected"])) if len(pairs) else pairs
+    says, tone = "of these pairs are right by that rule alone: ", "plain"
+    if accuracy.low > longer.mean:
+        says, tone = says + "the model is better than it.", "good"
+    elif accuracy.low <= 0.5:
+        says += "the model is not shown to be better than it, nor than chance."
+    elif longer.low <= 0.5:
+        says += "it may be no better than chance, and the model is not shown to be better than it."
+    else:
+        says += "the model is not shown to be better than it"
+        if len(pairs):
+            as_rule = pairs.right == (pairs["length_chosen"] > pairs["length_rejected"])
+            follows = share(as_rule, pairs["record"])
+            says += f", and takes the longer in {percent(follows)} of those that differ in length: length "
+            says += "may be all that was learned" if follows.low > 0.5 else "is not shown to be what was learned"
+            tone = "unsure" if follows.low > 0.5 else "plain"
+        says += "."
+    if len(pairs):
+        says += f" {len(pairs):,} of {len(run.last.pairs):,} pairs differ in length."
+    return [Fact("choosing the longer", percent(longer), says, tone)]
 
 
 def _ties(run: RunFolder) -> list[Fact]:
