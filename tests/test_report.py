@@ -517,6 +517,39 @@ def test_runs_are_compared_on_what_both_were_measured_on(tmp_path):
     assert "Nobody can say" in compare.markdown([a, c])
 
 
+def test_runs_that_share_are_compared_whichever_was_named_first(tmp_path):
+    def run(name: str, records: str, right: int) -> Path:
+        now = [Seen(f"{records}{i}", 1.0 if i < right else -1.0, 0.0) for i in range(60)]
+        return folder_of(tmp_path / name, {10: now})
+
+    a, b, c, d = run("A", "x", 30), run("B", "y", 10), run("C", "y", 50), run("D", "y", 20)
+    runs = compare.named([read(f) for f in (a, b, c, d)])
+    assert compare.comparable(runs) == [["B", "C", "D"], ["A"]]
+    text = compare.markdown([a, b, c, d])
+    assert "## Which is better? C, by its held-out accuracy, among B, C, D" in text
+    assert "**A** (to look at) shares no held-out examples and no scored prompts with any other." in text
+    assert "| C | B | held-out accuracy | +0.667" in text
+    assert "| D | B | held-out accuracy | +0.167" in text
+    assert "| A | – | shares nothing with any other |" in text
+    page = compare.write_comparison([a, b, c, d], tmp_path / "comparison.html").read_text()
+    assert "Baseline is the run that shares with most others" in page
+    e = run("E", "x", 20)
+    assert compare.comparable(compare.named([read(f) for f in (a, b, c, e)])) == [["A", "E"], ["B", "C"]]
+    assert "**B, C** (to look at) share with one another alone" in compare.markdown([a, b, c, e])
+    first, *_ = compare.against(compare.named([read(f) for f in (a, e)]))
+    assert (first.name, first.baseline) == ("E", "A")
+
+
+def test_a_chart_of_the_probe_says_that_it_is_a_token(tmp_path):
+    rows = [
+        {"step": s, "loss": 1.0, "grad_norm": 1.0, "logps/chosen": -9.0, "probe/logps/chosen": -0.5} for s in (1, 2)
+    ]
+    runs = {n: read(folder_of(tmp_path / n, {}, steps=2, metrics=rows)) for n in "ab"}
+    notes = {c.title: c.note for c in charts.overlaid(runs)}
+    assert notes["probe: Log-probs: chosen"].startswith("Nats a token")
+    assert notes["Log-probs: chosen"].startswith("Nats of a whole response")
+
+
 def test_a_comparison_of_many_asks_for_more(tmp_path):
     draw = np.random.default_rng(0)
     runs = {}
@@ -524,7 +557,7 @@ def test_a_comparison_of_many_asks_for_more(tmp_path):
         now = [Seen(f"r{i}", float(draw.normal()), 0.0) for i in range(80)]
         runs[name] = read(folder_of(tmp_path / name, {10: now}))
     one = compare.measured(runs["a"], runs["b"], "accuracy", 0.95)
-    (_, (ten, *_)), *_ = compare.against_first(runs)
+    (ten, *_) = compare.against(runs)[0].found
     assert one is not None
     assert ten.difference.mean == one.difference.mean
     assert ten.difference.high - ten.difference.low > 1.2 * (one.difference.high - one.difference.low)

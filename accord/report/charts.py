@@ -460,6 +460,8 @@ def overlaid(runs: Mapping[str, RunFolder]) -> list[Chart]:
         leaf = metric.rpartition("/")[2]
         whole = f"{title}: {leaf}" if leaf in ROLES or title == "Accuracy" else title
         before = key.removesuffix(metric).rstrip("/")
+        if before.rpartition("/")[2] == "probe":  # of the probe every number is a token's
+            note = "Nats a token under the policy, always of the same prompts."
         whole = f"{before}: {whole}" if before else whole
         if (found := chart(whole + (", held out" if on_held else ""), note, lines)) is not None:
             charts.append((number, found))

@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -122,24 +123,71 @@ def _scores(run: RunFolder) -> dict[tuple[str, str], float]:
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 
-def against_first(runs: dict[str, RunFolder]) -> list[tuple[str, list[Against]]]:
-    """Every other run minus the first, measure by measure; the intervals hold together."""
-    first, *others = runs.values()
-    level = 1 - 0.05 / max(1, len(others))
+@dataclass(frozen=True)
+class Row:
+    """A run minus `baseline`, measure by measure."""
+
+    name: str
+    baseline: str
+    found: list[Against]
+
+
+def shares(a: RunFolder, b: RunFolder) -> bool:
+    """Whether two runs were measured on anything in common."""
+    if not _scores(a).keys().isdisjoint(_scores(b)):
+        return True
+    records = [set(run.last["record"]) if len(run.last) else set[str]() for run in (a, b)]
+    return not records[0].isdisjoint(records[1]) and len(tables.paired(a.last, b.last)[0]) > 0
+
+
+def comparable(runs: dict[str, RunFolder]) -> list[list[str]]:
+    """Groups of runs, the largest first. The first of each shares something with all others of it: the baseline.
+
+    It is the run that shares with most; where several do, the first that was named.
+    """
+    common = {(a, b): shares(runs[a], runs[b]) for a, b in combinations(runs, 2)}
+    common |= {(b, a): yes for (a, b), yes in common.items()}
+    left, groups = [*runs], list[list[str]]()
+    while left:
+        near = {a: [b for b in left if b != a and common[a, b]] for a in left}
+        first = max(left, key=lambda a: len(near[a]))
+        groups.append([first, *near[first]])
+        left = [a for a in left if a not in groups[-1]]
+    return groups
+
+
+def against(runs: dict[str, RunFolder]) -> list[Row]:
+    """Of every group of runs that share, each minus its baseline; all intervals hold together. Others share nothing."""
+    groups = comparable(runs)
+    level = 1 - 0.05 / max(1, sum(len(g) - 1 for g in groups))
     rows = []
-    for name, run in [*runs.items()][1:]:
-        rows.append((name, [found for m in MEASURES if (found := measured(first, run, m, level)) is not None]))
+    for baseline, *others in groups:
+        for name in others:
+            each = (measured(runs[baseline], runs[name], m, level) for m in MEASURES)
+            rows.append(Row(name, baseline, [found for found in each if found is not None]))
+        if not others:
+            rows.append(Row(baseline, "", []))
     return rows
 
 
 def which_is_better(runs: dict[str, RunFolder]) -> tuple[Answer, str]:
-    """The best run by the strongest measure that all share, against which others that is certain, and its name."""
+    """The best run by the strongest measure that all that can be compared share, and its name."""
     question = "Which is better?"
+    every, groups = runs, comparable(runs)
+    runs = {name: every[name] for name in groups[0]}
+    rest = [
+        Fact(
+            ", ".join(group), "", "shares no held-out examples and no scored prompts with any other." if len(group) == 1
+            else "share with one another alone: compare them by themselves.", "unsure",
+        )
+        for group in groups[1:]
+    ]  # fmt: skip
+    among = f", among {', '.join(runs)}" if rest else ""
     level = 1 - 0.05 / max(1, len(runs) - 1)
     first, *others = runs
     for m, (title, more, _) in MEASURES.items():
         seen = {name: measured(runs[first], runs[name], m, level) for name in others}
-        if m == "chosen" or any(found is None for found in seen.values()):  # likelier is not better
+        if not seen or m == "chosen" or any(found is None for found in seen.values()):  # likelier is not better
             continue
         gains = {first: 0.0} | {name: found.difference.mean for name, found in seen.items() if found is not None}
         best = max(gains, key=lambda name: gains[name] if more else -gains[name])
@@ -151,15 +199,18 @@ def which_is_better(runs: dict[str, RunFolder]) -> tuple[Answer, str]:
         ]  # fmt: skip
         sure = [f for f in facts if f.tone == "good"]
         if len(sure) == len(facts):
-            return Answer(question, f"{best}, by its {title}", "good", facts[:5]), best
+            return Answer(question, f"{best}, by its {title}{among}", "good", facts[:5] + rest), best
         which = (
             f"{best} is ahead, but not for certain"
             if not sure
             else f"{best} is ahead, for certain of {len(sure)} of {len(facts)}"
         )
-        return Answer(question, which, "unsure", facts[:5]), best
+        return Answer(question, f"{which}{among}", "unsure", facts[:5] + rest), best
+    why = "they share no held-out examples and no scored prompts" if not others else (
+        f"{', '.join(runs)} share examples, but no measure that says which is better"
+    )  # fmt: skip
     return Answer(
-        question, "Nobody can say: they share no held-out examples and no scored prompts", "unsure",
+        question, f"Nobody can say: {why}", "unsure",
         [Fact("to compare runs", "", "give them the same data, seed and eval_fraction, or the same eval_data.")],
     ), ""  # fmt: skip
 
@@ -210,7 +261,7 @@ def view(folders: Sequence[Path], target: Path) -> dict[str, Any]:
     return {
         "title": " · ".join(runs) if len(runs) < 4 else f"{len(runs)} runs", "names": list(runs),
         "story": [what, better, belief, after], "rows": rows, "outcomes": outcomes,
-        "against": against_first(runs), "measures": MEASURES, "curves": charts.overlaid(runs),
+        "against": against(runs), "measures": MEASURES, "curves": charts.overlaid(runs),
     }  # fmt: skip
 
 
