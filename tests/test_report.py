@@ -684,9 +684,10 @@ def test_ten_thousand_steps_are_a_page_in_three_seconds_without_torch(tmp_path):
     rows = [{"step": i + 1, "epoch": 0.0} | dict(zip(names, row, strict=True)) for i, row in enumerate(values.tolist())]
     folder = folder_of(tmp_path / "r", {}, steps=10_000, metrics=rows)
     JsonLines(folder / "timing.jsonl").append({"step": i + 1, "seconds": 1.0, "tokens": 500} for i in range(10_000))
-    for first in range(1, 10_001, 50):
-        seen = [(first + i % 50, Seen(f"r{i}", 1.0 * i, 0.0)) for i in range(400)]
-        told = [{"file": "d.jsonl", "line": 1, "text": None}] * 400
+    for first in range(1, 10_001, 50):  # 32 pairs a step, of 64,000 records: five passes
+        many = [(first - 1) * 32 + i for i in range(1600)]
+        seen = [(1 + i // 32, Seen(f"{i % 64_000:032x}", 1.0 * (i % 7), 0.5)) for i in many]
+        told = [{"file": "d.jsonl", "line": 1 + i % 64_000, "text": "{}" if i % 100 == 0 else None} for i in many]
         write_examples(folder / "examples" / f"steps-{first:07d}-{first + 49:07d}.parquet", seen, told)
     code = (
         "import sys, time\nfrom accord.cli import main\ntry:\n    main(['report', sys.argv[1]])\n"

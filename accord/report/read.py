@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,8 @@ COLUMNS = {
     "rewards_rejected": np.nan, "margin": np.nan, "logps_chosen": np.nan, "logps_rejected": np.nan,
     "length_chosen": np.nan, "length_rejected": np.nan, "file": "", "line": 0, "text": "", "width": 0.0,
 }  # fmt: skip
+# columns that tell how often an example was wrong: a long run has many rows
+LOOKS = ("step", "record", "margin", "logps_chosen", "logps_rejected", "length_rejected", "file", "line")
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,16 @@ class Examples:
         return self.take(np.flatnonzero(self.two)) if len(self) else self
 
     @classmethod
-    def of(cls, files: list[Path]) -> Examples:
-        """The newest `ROWS` rows of Parquet files, which are named in their order."""
+    def of(cls, files: list[Path], only: Collection[str] = tuple(COLUMNS)) -> Examples:
+        """The newest `ROWS` rows of Parquet files, which are named in their order. only: the columns that are read."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         tables: list[Any] = []
         for file in sorted(files, reverse=True):
             try:
-                tables.insert(0, pq.ParquetFile(file).read())
+                source = pq.ParquetFile(file)
+                tables.insert(0, source.read([c for c in source.schema_arrow.names if c in only]))
             except (OSError, pa.ArrowInvalid) as error:
                 raise AccordError(
                     f"{file} is damaged ({' '.join(str(error).split())}): remove it to see the rest"
@@ -77,12 +81,17 @@ class Examples:
             return cls()
         whole = pa.concat_tables(tables, promote_options="default").slice(max(0, sum(map(len, tables)) - ROWS))
         columns = {}
-        for name, without in COLUMNS.items():
+        for name in only:
+            without = COLUMNS[name]
             if name not in whole.column_names:  # written before there was such a column
                 columns[name] = np.full(len(whole), without, object if without == "" else None)
                 continue
             values = whole.column(name).fill_null(without)
-            columns[name] = np.array(values.to_pylist(), object) if without == "" else values.to_numpy()
+            if without == "":  # most texts come again: each is made once
+                coded = values.combine_chunks().dictionary_encode()
+                columns[name] = np.array(coded.dictionary.to_pylist(), object)[coded.indices.to_numpy()]
+            else:
+                columns[name] = values.to_numpy()
         return cls(columns)
 
 
@@ -161,8 +170,8 @@ class RunFolder:
 
     @cached_property
     def every(self) -> Examples:
-        """All trained examples, or the newest `ROWS`."""
-        return Examples.of([*(self.path / "examples").glob("steps-*-*.parquet")])
+        """All trained examples, or the newest `ROWS`: their columns `LOOKS`."""
+        return Examples.of([*(self.path / "examples").glob("steps-*-*.parquet")], LOOKS)
 
     @cached_property
     def evaluations(self) -> list[int]:

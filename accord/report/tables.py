@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -303,15 +304,22 @@ def extremes(run: RunFolder) -> tuple[list[Shown], list[Shown]]:
         own = np.flatnonzero(seen["term"] == term)
         agreed = np.where(np.isnan(margins[own]), -seen["loss"][own], margins[own])
         order = own[np.argsort(agreed, kind="stable")]
-        found = dict.fromkeys(seen["record"][order])
-        firsts = {r: i for i, r in reversed([*zip(order.tolist(), seen["record"][order], strict=True)])}
-        low = [_shown(seen, firsts[r], margins) for r in [*found][:WORST]]
-        low_records = {s.record for s in low}
-        lasts = {r: i for i, r in zip(order.tolist(), seen["record"][order], strict=True)}
-        high = [r for r in dict.fromkeys(seen["record"][order[::-1]]) if r not in low_records][:BEST]
-        worst += low
-        best += [_shown(seen, lasts[r], margins) for r in high]
+        low = _firsts(order, seen["record"], WORST)
+        high = _firsts(order[::-1], seen["record"], BEST, without=low)
+        worst += [_shown(seen, i, margins) for i in low.values()]
+        best += [_shown(seen, i, margins) for i in high.values()]
     return worst, best
+
+
+def _firsts(order: np.ndarray, records: np.ndarray, most: int, without: Collection[str] = ()) -> dict[str, int]:
+    """The first `most` records in this order, each with its first place."""
+    found: dict[str, int] = {}
+    for i in order:
+        if len(found) == most:
+            break
+        if records[i] not in without:
+            found.setdefault(records[i], int(i))
+    return found
 
 
 def _shown(seen: Examples, i: int, margins: np.ndarray) -> Shown:
@@ -353,7 +361,9 @@ def stubborn(run: RunFolder) -> Stubborn | None:
     if not len(seen):
         return None
     seen = seen.take(np.argsort(seen["step"], kind="stable"))
-    _, first, place = np.unique(seen["record"].astype(str), return_index=True, return_inverse=True)
+    known: dict[str, int] = {}  # by the order in which they come: to sort texts takes long
+    place = np.array([known.setdefault(r, len(known)) for r in seen["record"]])
+    _, first = np.unique(place, return_index=True)
     later = np.ones(len(seen), bool)
     later[first] = False
     margins = seen.margins
