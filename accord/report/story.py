@@ -116,8 +116,6 @@ def did_it_work(run: RunFolder) -> tuple[Answer, Held | None]:
         answer = f"{answer}, and {against[0].what} got worse"
     for v in run.verdicts:
         if v["monitor"] == "labels" and tone != "bad":
-            says = f"At step {v['step']:,} the monitor said: {v['says']}"
-            facts = [*facts, Fact("labels", "", says, "bad")]
             but = "but" if tone == "good" else "and"
             answer = f"{answer.replace('Yes: ', 'In part: ', 1)}, {but} "
             answer += f"the monitor of labels found nothing to learn at step {v['step']:,}"

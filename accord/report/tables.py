@@ -208,12 +208,15 @@ def three_d(run: RunFolder) -> list[Property]:
     for name, measure in (("drop", _dropped), ("degradation", _degraded), ("dispersion", _dispersed)):
         spoke = [f"verdict {i}, at step {v['step']:,}" for i, v in enumerate(run.verdicts, 1) if v["monitor"] == name]
         silent = "not seen" if watching == "all" or name in watching else "nobody watched"
-        told = []
+        told, measured = list[str](), False
         for term in ("", *terms):
             prefix = f"{term}/" if term else ""
             if f"{prefix}logratios/rejected" in run.metrics:
-                text = measure(run.metrics, prefix) or f"not measured: it takes {WINDOW} updates of pairs"
+                text = measure(run.metrics, prefix)
+                measured |= bool(text)
+                text = text or f"it takes {WINDOW} updates of pairs"
                 told.append(f"{term}: {text}" if term else text)
+        silent = "not measured" if told and not measured else silent
         found.append(Property(name, TABLE[name].question, "; ".join(spoke) or silent, "; ".join(told)))
     return found
 
