@@ -19,7 +19,7 @@ from accord.engine.reference import Reference
 from accord.errors import AccordError, ConfigError
 from accord.stats import share
 from accord.training.loop import Finished
-from accord.training.terms import Example, Term, noise, by_mean, reward_scale, right, tie_width
+from accord.training.terms import Example, Term, by_mean, noise, reward_scale, right, tie_width
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
