@@ -15,7 +15,7 @@ from accord.lab import claims, scored, trials
 from accord.lab.claims import MADE, Recipe, listed, run, verdict, written
 from accord.lab.frame import VERDICTS
 from accord.training.watch import Quiet
-from tests.conftest import data_file
+from tests.conftest import DATA, data_file
 
 RECIPE = """
 claim: Soft labels teach more than hard ones.
@@ -154,7 +154,8 @@ cases:
 """
 
 
-def test_models_of_real_sources_are_measured_by_their_rewards(tiny, tmp_path):
+def test_models_of_real_sources_are_measured_by_their_rewards(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCORD_DATA", str(DATA))
     (tmp_path / "sources.yaml").write_text(SOURCES)
     notes: list[str] = []
     found = run(seeds=2, policy=tiny, folder=str(tmp_path / "kept"), recipes=str(tmp_path), progress=Notes(notes))
