@@ -526,7 +526,7 @@ def test_the_shell_completes(typed, offered, tmp_path, monkeypatch):
 
 def test_the_script_that_is_shown_completes_in_bash(tmp_path):
     """Also where Accord was started as `python -m accord`."""
-    path = os.pathsep.join([str(Path(cli.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(cli.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"PYTHONPATH": path, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     words = [sys.executable, "-m", "accord", "--show-completion", "bash"]
     script = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=True).stdout
