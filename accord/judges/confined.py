@@ -309,7 +309,7 @@ def _limited(seconds: float, memory: int, processes: int, files: int, *, alone: 
     """Limits of the system. `alone`: processes are counted in a namespace of its own, so a low number can hold."""
     size = memory << 20
     wanted = [
-        (resource.RLIMIT_AS, size), (resource.RLIMIT_DATA, size), (resource.RLIMIT_CPU, int(seconds) + 1),
+        (resource.RLIMIT_AS, size), (resource.RLIMIT_DATA, size), (resource.RLIMIT_CPU, int(seconds) + 2),
         (resource.RLIMIT_FSIZE, files << 20), (resource.RLIMIT_NOFILE, 64), (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0), (resource.RLIMIT_MSGQUEUE, 0),
     ]  # fmt: skip
