@@ -334,7 +334,7 @@ def _answers(run: RunFolder) -> list[Fact]:
     facts = []
     if length := run.summary.get("length"):
         moved = abs(length["after"] / max(length["before"], 1e-9) - 1) > 0.2
-        says = "A score may rise with length alone." if moved else "About as before."
+        says = "A score may change with length alone." if moved else "About as before."
         value = f"{length['before']} → {length['after']} words"
         facts.append(Fact("length of answers", value, says, "unsure" if moved else "good"))
     if distinct := run.summary.get("distinct_2"):
