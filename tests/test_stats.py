@@ -195,4 +195,5 @@ def test_the_interval_of_many_clusters_is_the_one_that_draws_find(monkeypatch):
     drawn = bootstrap(values, clusters, weights=weights, draws=2000)
     assert closed.mean == drawn.mean
     width = drawn.high - drawn.low
-    assert abs(closed.low - drawn.low) < 0.06 * width and abs(closed.high - drawn.high) < 0.06 * width
+    assert abs(closed.low - drawn.low) < 0.06 * width
+    assert abs(closed.high - drawn.high) < 0.06 * width
