@@ -755,6 +755,18 @@ def test_a_loop_is_told_by_its_rounds(accord, tmp_path):
     assert [round(x, 3) for x, *_ in drawn["points"]] == [0.0, round(1 / 2.1, 3), round(2 / 2.1, 3)]
 
 
+def test_a_round_that_is_only_informed_of_is_no_point_to_look_at(tmp_path):
+    folder = loop_of(tmp_path / "loop", [{"p": [0.1, 0.2]}] * 2, [0.0, 1.0])
+    points = []
+    for monitor, tone in (("on_policy", "plain"), ("drop", "unsure")):
+        JsonLines(folder / "rounds" / "1" / "verdicts.jsonl").append([{"step": 1, "monitor": monitor, "says": "s."}])
+        answer = rounds.belief(rounds.rounds_of(folder))
+        assert [f.tone for f in answer.facts if f.what == "round 1"] == [tone]
+        points.append(sum(f.tone == "unsure" for f in answer.facts))
+        assert f"{points[-1]} point" in answer.answer
+    assert points[1] == points[0] + 1
+
+
 def test_a_loop_without_judged_answers_is_named(accord, tmp_path):
     (tmp_path / "loop").mkdir()
     (tmp_path / "loop" / "loop.yaml").write_text("model: m\n")

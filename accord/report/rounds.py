@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from accord.errors import AccordError
+from accord.monitors.table import INFORMS
 from accord.report import charts
 from accord.report.read import RunFolder, read, runs_of
 from accord.report.render import cell, templates, write
@@ -154,8 +155,9 @@ def belief(rounds: list[Round]) -> Answer:
         )
     for r in rounds:
         if r.run is not None and r.run.verdicts:
-            said = ", ".join(dict.fromkeys(str(v["monitor"]) for v in r.run.verdicts))
-            facts.append(Fact(f"round {r.number}", count(len(r.run.verdicts), "verdict"), f"{said}.", "unsure"))
+            said = list(dict.fromkeys(str(v["monitor"]) for v in r.run.verdicts))
+            tone = "plain" if set(said) <= {*INFORMS} else "unsure"
+            facts.append(Fact(f"round {r.number}", count(len(r.run.verdicts), "verdict"), f"{', '.join(said)}.", tone))
     points = sum(f.tone == "unsure" for f in facts)
     return Answer("Can I believe it?", f"With care: {count(points, 'point')} to look at", "unsure", facts[:6])
 
