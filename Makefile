@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH ?= torch==2.13.0
+WORKERS ?= 2
 
 .PHONY: setup quickstart test check lint types docs clean
 
@@ -23,7 +24,7 @@ quickstart: .venv/.smollm2
 	$(BIN)/accord quickstart
 
 test: .venv/.done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: .venv/.done
 	$(BIN)/ruff check .

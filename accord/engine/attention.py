@@ -19,6 +19,8 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from accord.engine import varlen
+
 NAME = "accord"
 DENSE_TOKENS = 640  # trees up to here take one call with one mask; longer ones a call for each segment
 
@@ -27,7 +29,7 @@ class UnsupportedAttentionError(RuntimeError):
     """The architecture asks for something that tree attention does not do; the engine falls back."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tree:
     """start: first row of the context. context: its length. responses: lengths of the responses behind it."""
 
@@ -46,6 +48,12 @@ class Layout:
 
     trees: tuple[Tree, ...]
     masks: dict[tuple[int, int | None, torch.device], Tensor] = field(default_factory=dict)
+    spans: dict[torch.device, varlen.Spans] = field(default_factory=dict)
+
+    def spans_on(self, device: torch.device) -> varlen.Spans:
+        if device not in self.spans:
+            self.spans[device] = varlen.Spans.of(self.trees, device)
+        return self.spans[device]
 
     @property
     def longest(self) -> int:
@@ -65,6 +73,9 @@ class Layout:
             mask = (back >= 0) & ((branch[None, :] == 0) | (branch[:, None] == branch[None, :]))
             self.masks[key] = mask if window is None else mask & (back < window)
         return self.masks[key]
+
+
+LOOKED_AT = tuple(Tree(at, 400, (200, 200)) for at in range(0, 8000, 800))  # where ways to attend on a GPU are compared
 
 
 _current: ContextVar[Layout | None] = ContextVar("accord_layout", default=None)
@@ -117,10 +128,21 @@ def tree_attention(
             raise UnsupportedAttentionError(f"attention with {extra}")
     if kwargs.get("is_causal", True) is False or getattr(module, "is_causal", True) is False:
         raise UnsupportedAttentionError("attention that is not causal")
-    if query.device.type == "cpu" and (sliding_window is None or sliding_window >= layout.longest):
-        if torch.is_autocast_enabled("cpu"):
-            query, key, value = (t.to(torch.get_autocast_dtype("cpu")) for t in (query, key, value))
-        return _Branches.apply(query, key, value, layout.trees, scaling), None
+    if torch.is_autocast_enabled(query.device.type):
+        query, key, value = (t.to(torch.get_autocast_dtype(query.device.type)) for t in (query, key, value))
+    if sliding_window is None or sliding_window >= layout.longest:
+        shape = query.shape[1], key.shape[1], query.shape[3], query.dtype, query.device
+        if varlen.fits(query) and varlen.pays(_calls, LOOKED_AT, *shape):
+            return varlen.Varlen.apply(query, key, value, layout.spans_on(query.device), scaling), None
+        if query.device.type == "cpu":
+            return _Branches.apply(query, key, value, layout.trees, scaling), None
+    return by_calls(query, key, value, layout, scaling, sliding_window), None
+
+
+def by_calls(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None, sliding_window: int | None
+) -> Tensor:
+    """A call of scaled dot-product attention for each tree, or for each segment of a long one: -> [1, T, H, d]."""
     options: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     pieces = []
     for tree in layout.trees:
@@ -136,7 +158,11 @@ def tree_attention(
             pieces.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options))
         else:
             pieces += _by_segment(q, k, v, tree, options)
-    return torch.cat(pieces, 2).transpose(1, 2).contiguous(), None
+    return torch.cat(pieces, 2).transpose(1, 2).contiguous()
+
+
+def _calls(query: Tensor, key: Tensor, value: Tensor, trees: tuple[Tree, ...]) -> Tensor:
+    return by_calls(query, key, value, Layout(trees), None, None)
 
 
 def _by_segment(q: Tensor, k: Tensor, v: Tensor, tree: Tree, options: dict[str, Any]) -> list[Tensor]:
