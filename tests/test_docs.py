@@ -27,7 +27,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from accord import cli, config, migrate
+from accord import cli, config, functions, migrate
 from accord.data import sources
 from accord.data.views import ViewOptions
 from accord.errors import AccordError
@@ -241,7 +241,7 @@ def test_the_objective_of_contributing_keeps_every_law(monkeypatch) -> None:
     module = types.ModuleType("contributed")
     monkeypatch.setitem(sys.modules, "contributed", module)
     exec(compile(tree, "contributed", "exec", flags=__import__("__future__").annotations.compiler_flag), vars(module))
-    row = table._read(node, "contributed", table._facts(node) or {})
+    row = table._read(node, "contributed", functions.marked(node) or {})
     cases = [test_laws.make(row, getattr(module, name), None, options) for options in test_laws.option_sets(row)]
     for number, law in test_laws.WITH_PAPER.items():
         test_laws.judge(law, cases, row.exceptions.get(number))

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib
-import importlib.util
 import re
 import textwrap
 from collections.abc import Callable
@@ -26,7 +24,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accord import functions
 from accord.errors import ConfigError, nearest
+from accord.functions import Option
 
 if TYPE_CHECKING:
     from accord.judges.frame import Judge
@@ -34,14 +34,6 @@ if TYPE_CHECKING:
 TEXT, RECORD, MAKER = "text", "record", "judge"
 WHERE = ("device", "precision")  # arguments of makers that the caller gives for all judges
 REQUIRED = ...
-
-
-@dataclass(frozen=True)
-class Option:
-    """A keyword of a judge: its annotation as written, and its default (`...`: required)."""
-
-    annotation: str
-    default: Any
 
 
 @dataclass(frozen=True)
@@ -100,17 +92,10 @@ def rows() -> dict[str, Row]:
     """Every judge by name, in the order of the files and of the functions within."""
     found: dict[str, Row] = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and (facts := _facts(node)) is not None:
-                found[node.name] = _read(node, f"accord.judges.{path.stem}", facts)
+        for name, node in functions.read(path).items():
+            if (facts := functions.marked(node)) is not None:
+                found[name] = _read(node, f"accord.judges.{path.stem}", facts)
     return found
-
-
-def _facts(node: ast.FunctionDef) -> dict[str, Any] | None:
-    for decorator in node.decorator_list:
-        if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "row":
-            return {str(k.arg): ast.literal_eval(k.value) for k in decorator.keywords}
-    return None
 
 
 def _read(node: ast.FunctionDef, module: str, facts: dict[str, Any]) -> Row:
@@ -315,43 +300,17 @@ def _value(text: str, annotation: str, what: str) -> Any:
 @functools.cache
 def _own(name: str) -> Row:
     """A function in a file of the user's as a row."""
-    file, _, wanted = name.rpartition(":")
-    path = Path(file).expanduser()
+    node, _, module = functions.own(name, "judge")
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"judge {name!r}: the file cannot be read ({error.strerror})") from None
-    except (SyntaxError, UnicodeDecodeError) as error:
-        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise ConfigError(f"{file}{line}: this is no Python ({error})") from None
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    if wanted not in functions:
-        raise ConfigError(f"{file} holds no function {wanted!r}; {nearest(wanted, functions)}")
-    try:
-        return _read(functions[wanted], str(path.resolve()), _facts(functions[wanted]) or {})
+        return _read(node, module, functions.marked(node) or {})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{name}: defaults of options and what @row says must be literals ({error})") from None
 
 
 def _function(found: Row) -> Callable[..., Any]:
-    return getattr(_module(found.module), found.name)
+    return getattr(functions.module(found.module), found.name)
 
 
 def _arguments(found: Row) -> tuple[str, ...]:
     code = _function(found).__code__
     return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-
-
-@functools.cache
-def _module(name: str) -> Any:
-    if not name.endswith(".py"):
-        return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file does
-        raise ConfigError(f"{name} cannot be imported ({type(error).__name__}: {error})") from error
-    return module

@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib
-import importlib.util
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from accord import functions
 from accord.errors import ConfigError, nearest
+from accord.functions import Option
 
 NEEDS = {
     "ref": "log-probs under the reference policy; any other name in `_ref` is a further reference, named in the run",
@@ -121,14 +121,6 @@ def reference_named(need: str) -> str | None:
 def moves(reference: str) -> bool:
     """True if the reference of that name follows the policy."""
     return reference.startswith("moving_")
-
-
-@dataclass(frozen=True)
-class Option:
-    """A keyword of an objective: its annotation as written, and its default."""
-
-    annotation: str
-    default: Any
 
 
 @dataclass(frozen=True)
@@ -250,20 +242,12 @@ def rows() -> dict[str, Row]:
     """Every objective by name, in the order of the files and of the functions within."""
     found: dict[str, Row] = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-        for name, node in functions.items():
-            if (facts := _facts(node)) is not None:
-                stats = functions[facts["stats"]] if facts.get("stats") else None
+        nodes = functions.read(path)
+        for name, node in nodes.items():
+            if (facts := functions.marked(node)) is not None:
+                stats = nodes[facts["stats"]] if facts.get("stats") else None
                 found[name] = _read(node, f"accord.objectives.{path.stem}", facts, stats)
     return found
-
-
-def _facts(node: ast.FunctionDef) -> dict[str, Any] | None:
-    for decorator in node.decorator_list:
-        if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "row":
-            return {str(k.arg): ast.literal_eval(k.value) for k in decorator.keywords}
-    return None
 
 
 def _read(node: ast.FunctionDef, module: str, facts: dict[str, Any], stats: ast.FunctionDef | None = None) -> Row:
@@ -318,22 +302,10 @@ def find(name: str) -> Row:
 @functools.cache
 def _own(name: str) -> Row:
     """A function in a file of the user's as a row; what `@row(...)` does not say has its default."""
-    file, _, wanted = name.rpartition(":")
-    path = Path(file).expanduser()
+    node, nodes, module = functions.own(name, "objective")
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"objective {name!r}: the file cannot be read ({error.strerror})") from None
-    except (SyntaxError, UnicodeDecodeError) as error:
-        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise ConfigError(f"{file}{line}: this is no Python ({error})") from None
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    if wanted not in functions:
-        raise ConfigError(f"{file} holds no function {wanted!r}; {nearest(wanted, functions)}")
-    try:
-        facts = {"paper": "none"} | (_facts(functions[wanted]) or {})
-        stats = functions[facts["stats"]] if facts.get("stats") else None
-        found = _read(functions[wanted], str(path.resolve()), facts, stats)
+        facts = {"paper": "none"} | (functions.marked(node) or {})
+        found = _read(node, module, facts, nodes[facts["stats"]] if facts.get("stats") else None)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{name}: defaults of options and what @row says must be literals ({error})") from None
     if found.feeds_on not in FED:
@@ -353,25 +325,10 @@ def _own(name: str) -> Row:
 def function(name: str) -> Callable[..., Any]:
     """The objective itself (imports torch)."""
     found = find(name)
-    return getattr(_module(found.module), found.name.rpartition(":")[2])
+    return getattr(functions.module(found.module), found.name.rpartition(":")[2])
 
 
 def stats_function(name: str) -> Callable[..., Any] | None:
     """The row's stats function, or None."""
     found = find(name)
-    return getattr(_module(found.module), found.stats) if found.stats else None
-
-
-@functools.cache
-def _module(name: str) -> Any:
-    if not name.endswith(".py"):
-        return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file does
-        raise ConfigError(f"{name} cannot be imported ({type(error).__name__}: {error})") from error
-    return module
+    return getattr(functions.module(found.module), found.stats) if found.stats else None
