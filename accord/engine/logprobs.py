@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from accord.data.batches import LayoutName, Micro
 from accord.engine import attention
 from accord.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accord.engine.frozen import Below
 
 CHUNK_BYTES = 384 * 2**20  # float32 logits alive at once in the head
 FROZEN_BYTES = 96 * 2**20  # the same where the head is not trained
@@ -95,6 +98,7 @@ class Scorer(nn.Module):
         self.layout: LayoutName = layout
         self.compute = compute
         self.chunk_bytes = chunk_bytes
+        self.below: Below | None = None  # the frozen layers, if what comes out of them is kept
         self._checkpointed: list[Any] = []
 
     def checkpoint_layers(self) -> None:
@@ -181,12 +185,20 @@ class Scorer(nn.Module):
     @contextlib.contextmanager
     def _computing(self, row: Row) -> Iterator[None]:
         kind = row.tokens.device.type
-        with torch.autocast(kind, self.compute, enabled=self.compute != torch.float32), self._attending(row):
+        with torch.autocast(kind, self.compute, enabled=self.compute != torch.float32):
             yield
 
     def _trunk(self, row: Row, layers: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Hidden states of every place of the row, flat; if asked, of every layer too (the last one's after the final
         norm), as the model has them."""
+        if self.below is None or layers:
+            out = self._run(row, layers)
+        else:
+            with self.below.given(self.below.output(row, self._run)):
+                out = self._run(row)
+        return out[0].flatten(0, 1), out.hidden_states[1:] if layers else ()
+
+    def _run(self, row: Row, layers: bool = False) -> Any:
         body = getattr(self.causal, self.causal.base_model_prefix)
         for layer in self._checkpointed:  # transformers' layers do it in training mode only; dropouts are not asked
             layer.training = torch.is_grad_enabled()
@@ -198,8 +210,8 @@ class Scorer(nn.Module):
             ).long()
         else:
             inputs["position_ids"] = row.positions
-        out = body(**inputs, use_cache=False, **({"output_hidden_states": True} if layers else {}))
-        return out[0].flatten(0, 1), out.hidden_states[1:] if layers else ()
+        with self._attending(row):
+            return body(**inputs, use_cache=False, **({"output_hidden_states": True} if layers else {}))
 
     def _attending(self, row: Row) -> contextlib.AbstractContextManager:
         if row.layout == "padded":

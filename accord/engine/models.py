@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -29,12 +30,13 @@ from torch import nn
 from accord.data.batches import LayoutName, Micro, pack
 from accord.data.chat import Sequence
 from accord.data.store import cache_root
-from accord.engine import attention
+from accord.engine import attention, frozen
 from accord.engine.logprobs import Row, Scorer, base_model, no_dropout
 from accord.errors import AccordError, ConfigError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
+FrozenStates = Literal["live", "cached"]
 SCORES = "`accord eval rewards` and `accord judge` use it; `accord train` goes on from it with an objective on scores"
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.5}  # nats a sequence of 100 tokens, policy against itself
 HUB_SECONDS = 5.0  # in which the hub has to take a connection
@@ -201,6 +203,8 @@ def load(
     layout: LayoutName | Literal["auto"] = "auto",
     gradient_checkpointing: bool = False,
     load_in_4bit: bool = False,
+    freeze_layers: int = 0,
+    frozen_states: FrozenStates = "live",
     trust_remote_code: bool = False,
 ) -> Policy:
     """Loads a policy.
@@ -215,6 +219,7 @@ def load(
         layout: `auto` tries `shared`, `packed`, `padded` and takes the first that equals the plain forward.
         gradient_checkpointing: compute layers again in the backward pass instead of keeping their activations.
         load_in_4bit: keep the frozen weights in 4 bits (nf4, by bitsandbytes) under adapters; needs a GPU.
+        freeze_layers, frozen_states: see `freeze`; adapters stand above the frozen layers alone.
 
     Raises:
         AccordError: nothing there, not safetensors, a tokenizer is missing, the model wants to run its own code.
@@ -256,7 +261,7 @@ def load(
         p.requires_grad_(False)
     compute = choose_precision(precision, where)
     if lora is not None:
-        module = _with_lora(module, lora)
+        module = _with_lora(module, lora, freeze_layers)
     elif compute == torch.bfloat16:
         settle(module)
     built = heads_.build(heads, base_model(module).config.get_text_config().hidden_size).to(where)
@@ -276,7 +281,44 @@ def load(
     choose_layout(policy, layout)
     if gradient_checkpointing:
         scorer.checkpoint_layers()
+    if freeze_layers:
+        freeze(policy, freeze_layers, frozen_states)
     return policy
+
+
+def freeze(policy: Policy, count: int, states: FrozenStates = "live") -> None:
+    """Takes the lowest layers of a policy, and what is below them, out of training.
+
+    Args:
+        states: what comes out of them is computed in every pass (`live`), or once, and then read from disk (`cached`).
+
+    Raises:
+        ConfigError: the model has not as many layers, or those above read something else of those below.
+    """
+    scorer = policy.scorer
+    sequences = _made_up(scorer)
+    micro = pack(sequences, range(len(sequences)), scorer.layout, keep_last=True)
+    row = Row.of(micro, scorer.device)
+    held = frozen.freeze(scorer.causal, count, lambda: scorer(row, logp=False))
+    size = sum(p.numel() for n, p in scorer.causal.named_parameters() if n in held)
+    layers = frozen.checked(scorer.causal, count)
+    policy.told.append(f"the lowest {count} of {len(layers)} layers are frozen, with all below: {size:,} weights")
+    if states == "live":
+        return
+    kind = str(scorer.compute).removeprefix("torch.")
+    folder = cache_root() / "states" / f"{state_key(scorer.causal, held)}-{count}-{kind}"
+    with tempfile.TemporaryDirectory() as aside, torch.no_grad(), no_dropout(scorer):
+        expected = scorer(row, ("hidden",), logp=False)["hidden"]
+        scorer.below = below = frozen.below(scorer.causal, count, Path(aside), lambda: scorer(row, logp=False))
+        got = [scorer(row, ("hidden",), logp=False)["hidden"] for _ in ("computed", "read")]
+        gap = max(float((g - expected).abs().max()) for g in got)
+    if gap > 1e-4 * (1 + float(expected.abs().max())):
+        scorer.below = None
+        raise ConfigError(
+            f"frozen_states=cached: layers of {type(scorer.causal).__name__} read more of the frozen ones than their "
+            f"output (states differ by {gap:.2g}); leave it out, and they are computed in every pass"
+        )
+    below.states, below.computed, below.read = frozen.States(folder, below.states.width), 0, 0
 
 
 def _four_bits(device: torch.device, compute: torch.dtype, lora: LoraOptions | None, model: Any) -> Any:
@@ -443,8 +485,14 @@ def settle(module: nn.Module) -> None:
                 part.copy_(torch.where(tie, part.bfloat16().float(), part))
 
 
-def _with_lora(module: nn.Module, lora: LoraOptions) -> nn.Module:
+def _with_lora(module: nn.Module, lora: LoraOptions, freeze_layers: int = 0) -> nn.Module:
     from peft import LoraConfig, get_peft_model
+
+    below = None
+    if freeze_layers:
+        frozen.checked(module, freeze_layers)
+        numbers = "|".join(map(str, range(freeze_layers)))
+        below = rf"{re.escape(frozen.layers_of(module)[0])}\.({numbers})\..*"
 
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     config = LoraConfig(
@@ -452,6 +500,7 @@ def _with_lora(module: nn.Module, lora: LoraOptions) -> nn.Module:
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft divides it; a float is fine
         lora_dropout=lora.dropout,
         target_modules=targets,
+        exclude_modules=below,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(module, config)
@@ -511,14 +560,7 @@ def recurrent(scorer: Scorer) -> bool:
 
 def _probe_plain(scorer: Scorer) -> tuple[list[torch.Tensor], list[Sequence]]:
     """Log-probs of made-up sequences by the model's own forward, one sequence at a time."""
-    vocabulary = scorer.causal.get_input_embeddings().weight.shape[0]
-    draw = np.random.default_rng(0)
-
-    def ids(n: int) -> np.ndarray:
-        return draw.integers(0, vocabulary, n).astype(np.int32)
-
-    contexts = [ids(7), ids(12)]
-    sequences = [Sequence(c, ids(n), np.ones(n, bool)) for c in contexts for n in (5, 3, 6)]
+    sequences = _made_up(scorer)
     expected = []
     with torch.no_grad(), no_dropout(scorer):
         for s in sequences:
@@ -531,6 +573,17 @@ def _probe_plain(scorer: Scorer) -> tuple[list[torch.Tensor], list[Sequence]]:
             logp = logits.log_softmax(-1)[len(s.context) - 1 : -1].gather(-1, whole[0, len(s.context) :, None])
             expected.append(logp.squeeze(-1))
     return expected, sequences
+
+
+def _made_up(scorer: Scorer) -> list[Sequence]:
+    vocabulary = scorer.causal.get_input_embeddings().weight.shape[0]
+    draw = np.random.default_rng(0)
+
+    def ids(n: int) -> np.ndarray:
+        return draw.integers(0, vocabulary, n).astype(np.int32)
+
+    contexts = [ids(7), ids(12)]
+    return [Sequence(c, ids(n), np.ones(n, bool)) for c in contexts for n in (5, 3, 6)]
 
 
 def _text(scorer: Scorer) -> bool:
@@ -599,10 +652,10 @@ VOLATILE = (
 )  # fmt: skip
 
 
-def state_key(module: nn.Module) -> str:
+def state_key(module: nn.Module, only: Iterable[str] | None = None) -> str:
     """Content of a model: its config, and names, shapes and float32 values of its weights, tied ones once.
 
-    Where it was loaded from and in which dtype it was stored make no difference.
+    Where it was loaded from and in which dtype it was stored make no difference. only: the parameters that count.
     """
     digest = hashlib.blake2b(digest_size=16)
     config = base_model(module).config.to_dict()
@@ -611,6 +664,8 @@ def state_key(module: nn.Module) -> str:
     weights: dict[str, torch.Tensor] = {n: p.detach() for n, p in module.named_parameters()}
     kept = module.state_dict().keys()
     weights |= {n: b for n, b in module.named_buffers() if n in kept}
+    if only is not None:
+        weights = {n: weights[n] for n in only}
     for name, tensor in sorted(weights.items()):
         tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
         tensor = tensor.float() if tensor.is_floating_point() else tensor

@@ -131,6 +131,8 @@ def train(
     layout: Literal["auto", "shared", "packed", "padded"] = "auto",
     gradient_checkpointing: bool = False,
     load_in_4bit: bool = False,
+    freeze_layers: int = 0,
+    frozen_states: Literal["live", "cached"] = "live",
     eval_steps: int | None = None,
     save_steps: int | None = None,
     keep_checkpoints: int = 2,
@@ -193,6 +195,8 @@ def train(
         device, precision, layout: measured and chosen when `auto`, and written to config.yaml.
         gradient_checkpointing: compute layers again in the backward pass and keep less in memory.
         load_in_4bit: keep the frozen weights under adapters in 4 bits (bitsandbytes; needs a GPU).
+        freeze_layers: leave the lowest so many layers, and embeddings, as they are.
+        frozen_states: compute what comes out of them in every pass (`live`), or once for all runs (`cached`, on disk).
         eval_steps: evaluate every so many updates (at start and end in any case). save_steps: the same for checkpoints.
         keep_checkpoints: the newest so many stay.
         patience: stop after so many evaluations without a better `best_metric`.
@@ -243,6 +247,8 @@ def train(
     if all(row.beside for row in rows):
         say(f"{rows[0].name} aligns nothing alone; it stands beside {rows[0].beside}")
     check_bounds(given | {"batch_size": batch_size})
+    if frozen_states == "cached" and processes.world > 1:
+        raise ConfigError("frozen_states: cached is for one process; several compute them in every pass: leave it out")
     tracking = trackers_of(trackers)
     if dry_run:
         folder = Path(output or "runs")
@@ -285,7 +291,8 @@ def train(
     torch.manual_seed(seed)
     policy = models.load(
         model, tokenizer, device=device, precision=precision, lora=lora_options, heads=heads, layout=layout,
-        gradient_checkpointing=gradient_checkpointing, load_in_4bit=load_in_4bit, trust_remote_code=trust_remote_code,
+        gradient_checkpointing=gradient_checkpointing, load_in_4bit=load_in_4bit, freeze_layers=freeze_layers,
+        frozen_states=frozen_states, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     scorer = policy.scorer
     scorer.temperature = temperature
@@ -451,6 +458,11 @@ def train(
         finished.evaluation, finished.held = loop.evaluate(finished.progress.step, write=False)
         say(f"model/ holds the best weights, of step {finished.progress.best_step}")
     summary = summarise(finished, terms, corpus, refs, time.monotonic() - began, scorer.compute)
+    if (below := scorer.below) is not None:
+        say(
+            f"frozen layers: {below.computed:,} tokens computed, {below.read:,} from the cache, {below.states.folder} "
+            f"({below.states.size / 2**20:,.0f} MiB)"
+        )
     if finished.reason == "interrupted":
         say(f"stopped at step {finished.progress.step} and saved; run the same command again to go on")
     state = parallel.whole_state(scorer)
@@ -534,7 +546,7 @@ def check_bounds(given: Mapping[str, Any]) -> None:
         ("batch_size", 1, math.inf), ("epochs", 1e-9, math.inf), ("max_steps", 1, math.inf),
         ("keep_checkpoints", 1, math.inf), ("eval_steps", 1, math.inf), ("save_steps", 1, math.inf),
         ("patience", 1, math.inf), ("warmup", 0, 1), ("weight_decay", 0, math.inf), ("max_grad_norm", 1e-9, math.inf),
-        ("probe_every", 1, math.inf), ("probe_samples", 0, math.inf),
+        ("probe_every", 1, math.inf), ("probe_samples", 0, math.inf), ("freeze_layers", 0, math.inf),
         ("temperature", 1e-3, math.inf), ("target_kl", 1e-12, math.inf),
         ("adam_beta1", 0, 1 - 1e-9), ("adam_beta2", 0, 1 - 1e-9), ("adam_epsilon", 0, 1),
     ):  # fmt: skip
@@ -550,6 +562,8 @@ def check_bounds(given: Mapping[str, Any]) -> None:
         raise ConfigError("patience and save_best compare evaluations: give eval_data, or an eval_fraction above 0")
     if given.get("best_metric", "eval_loss") != "eval_loss" and not compares:
         raise ConfigError(f"nothing reads best_metric={given['best_metric']!r}: set patience or save_best too")
+    if given.get("frozen_states") == "cached" and not given.get("freeze_layers"):
+        raise ConfigError("nothing reads frozen_states: no layer is frozen; set freeze_layers, or leave it out")
     if rate is not None and not 0 < rate < 1:
         raise ConfigError(f"learning_rate={rate} must lie between 0 and 1, like 1e-6")
 
