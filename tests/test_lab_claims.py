@@ -180,6 +180,28 @@ def test_models_of_real_sources_are_measured_by_their_rewards(tiny, tmp_path, mo
     assert "| trained on | people | raters |" in page
 
 
+def test_a_recipe_may_name_its_policy_and_freeze_layers(tiny, tmp_path, monkeypatch):
+    """States of frozen layers are read by later seeds and measurements, and change no number."""
+    monkeypatch.setenv("ACCORD_DATA", str(DATA))
+    monkeypatch.setenv("ACCORD_CACHE", str(tmp_path / "cache"))
+    frozen = "probe_every: null, freeze_layers: 3, frozen_states: cached}"
+    text = SOURCES.replace("eval_steps: 1}", frozen).replace("paper:", f"policy: {tiny}\npaper:")
+    text = text.replace("start: 0", "start: 0\n  pool: 14")
+    text = "\n".join(line for line in text.splitlines() if "policy: {" not in line and "wobble" not in line)
+    (tmp_path / "own.yaml").write_text(text)
+    found = run(seeds=2, policy="smollm2-is-not-read", folder=str(tmp_path / "kept"), recipes=str(tmp_path))
+    recipe = listed(tmp_path)["own"]
+    trial = claims.Trial(tiny, tmp_path / "kept")
+    assert len({r.prompt_key for seed in range(2) for part in trial.slices(recipe.data, seed) for r in part}) <= 28
+    _, held = trial.slices(recipe.data, 1)
+    model = str(tmp_path / "kept/own/seed-1/more/0/model")
+    plain = scored.numbers(model, tiny, held, 0.1)
+    for measure in ("accuracy", "ece", "margin", "loss"):
+        assert found.numbers["recipes"]["own"]["arms"]["more"][measure][1] == pytest.approx(plain[measure], abs=1e-5)
+    assert f"tried with `{'/'.join(Path(tiny).parts[-2:])}`" in (tmp_path / "kept" / "claims.md").read_text()
+    assert len(list((tmp_path / "cache" / "states").iterdir())) == 1
+
+
 class Notes(Quiet):
     def __init__(self, notes: list[str]) -> None:
         self.notes = notes

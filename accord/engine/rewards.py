@@ -278,6 +278,7 @@ def load(
     max_length: int | None = None,
     layout: Any = "auto",
     calibrated: bool = True,
+    freeze_layers: int = 0,
     trust_remote_code: bool = False,
 ) -> RewardModel:
     """Loads a reward model: a run, a folder, an adapter's folder, or a name on the hub.
@@ -285,6 +286,7 @@ def load(
     Args:
         max_length: longest dialogue in tokens, by default that of its training, or 4,096; what was cut is counted.
         calibrated: put rewards on the scale of the calibration that is saved with the model, if one is.
+        freeze_layers: as it was trained with: what is known of these layers is read from disk, see `models.freeze`.
 
     Raises:
         AccordError: nothing there, or no head in it was trained to score.
@@ -300,6 +302,7 @@ def load(
         )
     policy = models.load(
         folder, device=device, precision=precision, heads=tuple(settings["heads"]), layout=layout,
+        freeze_layers=freeze_layers, frozen_states="cached" if freeze_layers else "live",
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
     policy.name = str(model)

@@ -61,7 +61,8 @@ class Data:
 
     Args:
         name: a bundled set, or a file below $ACCORD_DATA.
-        train, held_out: records. start: records of the shared start.
+        train, held_out: records. start: records of the shared start. pool: of sources, how many records all seeds draw
+            from (0: all), so that they read the same texts.
         held_out_name: other data to be measured on: another domain.
         made: how records are made of those of the set, see `MADE`; an arm may say otherwise.
         sources: name to a file below $ACCORD_DATA, in place of `name`: `train` and `held_out` are then pairs of each
@@ -72,6 +73,7 @@ class Data:
     train: int = 300
     held_out: int = 60
     start: int = 100
+    pool: int = 0
     held_out_name: str | None = None
     made: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
@@ -83,6 +85,7 @@ class Recipe:
 
     Args:
         name: the file's. claim, paper: what is said, and its arXiv id. note: what stands in for what, and why.
+        policy: what it is tried with, in place of what is given, and with its settings as they are.
         not_testable: why it cannot be tried here; nothing else is then read.
         data: see `Data`. settings: of every training. start: settings of one training before all arms, or none.
         arms: name to settings, or a list of settings one after another; `data` among them is as `made`, `train` there
@@ -96,6 +99,7 @@ class Recipe:
     claim: str
     paper: str
     note: str = ""
+    policy: str = ""
     not_testable: str = ""
     data: Data = Data("slogans")
     settings: dict[str, Any] = field(default_factory=dict)
@@ -176,11 +180,15 @@ def run(
     if only is not None and only not in found:
         raise ConfigError(f"no claim is called {only!r}; {nearest(only, found)}")
     chosen = [found[only]] if only is not None else list(found.values())
-    trial = Trial(policy or trials.default_policy(), Path(folder), max_steps)
+    given = policy or trials.default_policy()
     todo = [r for r in chosen if not r.not_testable]
-    told = {r.name: trial.tokens(r, seeds) for r in todo}
+    policies = dict.fromkeys(r.policy or given for r in todo) or [given]
+    by_policy = {p: Trial(p, Path(folder), max_steps) for p in policies}
+    of = {r.name: by_policy[r.policy or given] for r in todo}
+    told = {r.name: of[r.name].tokens(r, seeds) for r in todo}
     total = sum(told.values())
-    hours = "" if trial.tiny else f", about {total / TOKENS_AN_HOUR:.1f} hours on two cores"
+    slow = sum(n for name, n in told.items() if not of[name].tiny)
+    hours = f", about {slow / TOKENS_AN_HOUR:.1f} hours on two cores" if slow else ""
     progress.note(f"{sum(len(r.arms) for r in todo) * seeds} trainings on about {total:,} tokens{hours}")
     for name, tokens in told.items():
         progress.note(f"  {name}: {tokens:,} tokens")
@@ -192,16 +200,16 @@ def run(
             claims.append(Claim(recipe.claim, "not testable here", recipe.not_testable))
             continue
         with progress.task(recipe.name) as advance:
-            results[recipe.name] = trial.tried(recipe, seeds, advance)
-        if of_each := trial.of_each(recipe, seeds):
+            results[recipe.name] = of[recipe.name].tried(recipe, seeds, advance)
+        if of_each := of[recipe.name].of_each(recipe, seeds):
             apart[recipe.name] = scored.lines(of_each)
         claims.append(verdict(recipe, results[recipe.name]))
     numbers = {
-        "settings": {"policy": trial.shown, "parameters": trial.parameters, "seeds": seeds, "max_steps": max_steps},
+        "settings": {"policy": ", ".join(t.named for t in by_policy.values()), "seeds": seeds, "max_steps": max_steps},
         "recipes": {
             r.name: {"claim": r.claim, "paper": r.paper, "note": " ".join(r.note.split()), "verdict": c.verdict,
                      "because": c.because, "tokens": told.get(r.name, 0), "arms": results.get(r.name, {}),
-                     "cases": r.cases, "told": apart.get(r.name, [])}
+                     "cases": r.cases, "told": apart.get(r.name, []), "own": of[r.name].named if r.policy else ""}
             for r, c in zip(chosen, claims, strict=True)
         },
     }  # fmt: skip
@@ -238,7 +246,7 @@ class Trial:
         self.parameters, self.key = size(loaded), loaded.start
         self.tiny = self.parameters < trials.TINY
         self.chat = trials.chat_of(loaded)
-        self.shown = "/".join(Path(self.policy).parts[-2:])
+        self.named = f"`{'/'.join(Path(self.policy).parts[-2:])}` ({self.parameters:,} parameters)"
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
@@ -273,7 +281,7 @@ class Trial:
     def pairs_of(self, name: str, file: str, data: Data, seed: int) -> tuple[list[Record], list[Record]]:
         """Training and held-out pairs of one source in a seed."""
         random = seeded("claims", seed, name)
-        rest = self.records(file)[data.start :]
+        rest = self.records(file)[data.start :][: data.pool or None]
         return scored.parted(
             scored.pairs([rest[i] for i in random.permutation(len(rest))], name, random), data.train, data.held_out
         )
@@ -295,7 +303,7 @@ class Trial:
         if "eval_steps" in found:
             del found["eval_fraction"]
         if not self.tiny:
-            found |= LARGE
+            found = LARGE | found if recipe.policy else found | LARGE
         if self.max_steps is not None:
             found["max_steps"] = self.max_steps
         return {k: v for k, v in found.items() if v is not None}
@@ -384,7 +392,8 @@ class Trial:
                 if measured.get("identity") != identity:
                     if recipe.data.sources:
                         last = self.settings(recipe, stages[-1])
-                        worth = scored.numbers(model, start, _from(held, stages[-1]), last.get("beta", 0.1))
+                        frozen = last.get("freeze_layers", 0)
+                        worth = scored.numbers(model, start, _from(held, stages[-1]), last.get("beta", 0.1), frozen)
                         worth |= scored.trail(here / str(len(stages) - 1))
                     elif seed not in before:
                         pairs = self.pairs(held, seed)
@@ -411,7 +420,8 @@ class Trial:
             run = self.folder / recipe.name / f"seed-{seed}" / arm / str(len(recipe.arms[arm]) - 1)
             kept = run / "apart.json"
             if not kept.exists():
-                write_json(kept, scored.apart(run, self.slices(recipe.data, seed)[1]))
+                frozen = self.settings(recipe, recipe.arms[arm][-1]).get("freeze_layers", 0)
+                write_json(kept, scored.apart(run, self.slices(recipe.data, seed)[1], frozen))
             found.append(json.loads(kept.read_text()))
         return found
 
@@ -589,7 +599,7 @@ def written(numbers: Mapping[str, Any]) -> str:
     s = numbers["settings"]
     lines = [
         "# What the papers claim, tried here", "",
-        f"Written by `accord lab claims`: policy `{s['policy']}` ({s['parameters']:,} parameters), {s['seeds']} seeds; "
+        f"Written by `accord lab claims`: policy {s['policy']}, {s['seeds']} seeds; "
         "means with 95 % Student intervals over seeds."
         + (f" Only {s['max_steps']} updates each: the machinery is tried, nothing is shown." if s["max_steps"] else ""),
         "A policy this small says whether an effect is there in it, and nothing of models that people use.", "",
@@ -603,7 +613,8 @@ def written(numbers: Mapping[str, Any]) -> str:
         if r["arms"]:
             measures = list(next(iter(r["arms"].values())))
             hours = r["tokens"] / TOKENS_AN_HOUR
-            lines += ["", f"About {r['tokens']:,} tokens; of SmolLM2 at most {hours:.1f} hours on two cores.", ""]
+            who = f"tried with {r['own']}" if r["own"] else f"of SmolLM2 at most {hours:.1f} hours on two cores"
+            lines += ["", f"About {r['tokens']:,} tokens; {who}.", ""]
             lines += ["| arm | " + " | ".join(measures) + " |", "|---" * (len(measures) + 1) + "|"]
             for arm, values in r["arms"].items():
                 lines.append(f"| {arm} | " + " | ".join(_cell(values[m]) for m in measures) + " |")

@@ -58,17 +58,20 @@ def parted(found: Seq[Record], train: int, held_out: int) -> tuple[list[Record],
     return [r for r in order if r.prompt_key not in asked][:train], order[:held_out]
 
 
-def judge(model: str, start: str, by: str, beta: float) -> Judge:
-    """Who scores: the models of an ensemble, a reward model, or a policy beside where it started."""
+def judge(model: str, start: str, by: str, beta: float, frozen: int = 0) -> Judge:
+    """Who scores: the models of an ensemble, a reward model, or a policy beside where it started.
+
+    frozen: so many layers of a reward model are those of all, and what comes out of them is read where it is known.
+    """
     folder = Path(model)
     if rewards.ensemble(folder) is not None or classifiers.settings_of(folder) is not None:
-        return trained(folder, by=by, precision="fp32")
+        return trained(folder, by=by, precision="fp32", freeze_layers=frozen)
     return Reward(rewards.implicit(folder, start, beta=beta, precision="fp32"), by=by)
 
 
-def numbers(model: str, start: str, held: Seq[Record], beta: float) -> dict[str, Any]:
+def numbers(model: str, start: str, held: Seq[Record], beta: float, frozen: int = 0) -> dict[str, Any]:
     """What one trained model is worth on held-out pairs: the measures above, and the accuracy on each source."""
-    (found,) = evaluate(held, [judge(model, start, "model", beta)]).models
+    (found,) = evaluate(held, [judge(model, start, "model", beta, frozen)]).models
     sources = {name: share.accuracy.mean for name, share in found.sources.items()}
     c = found.calibration
     return {
@@ -104,7 +107,7 @@ def trail(run: Path) -> dict[str, float]:
 # -- models of one source each -----------------------------------------------------------------------------------------
 
 
-def apart(run: Path, held: Seq[Record]) -> dict[str, Any]:
+def apart(run: Path, held: Seq[Record], frozen: int = 0) -> dict[str, Any]:
     """What the models of an ensemble, one a source, have in common on everybody's held-out pairs.
 
     Returns:
@@ -112,7 +115,7 @@ def apart(run: Path, held: Seq[Record]) -> dict[str, Any]:
         one order. rewards: of each model, their mean, standard deviation, least and largest. joins: which are alike.
     """
     members = json.loads((run / "summary.json").read_text(encoding="utf-8"))["members"]
-    models = [rewards.load(run / place, precision="fp32") for place in members.values()]
+    models = [rewards.load(run / place, precision="fp32", freeze_layers=frozen) for place in members.values()]
     found = evaluate(held, [Reward(model, by=name) for name, model in zip(members, models, strict=True)])
     return {
         "accuracy": {m.name: {s: share.accuracy.mean for s, share in m.sources.items()} for m in found.models},
