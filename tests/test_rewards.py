@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForSequenceClassification
+from transformers.models.llama.modeling_llama import LlamaModel, LlamaPreTrainedModel
 
 import accord
 from accord.data.chat import Chat
@@ -246,6 +247,57 @@ def test_transformers_loads_the_folder_and_gives_the_same_scores(trained, side):
     assert [len(s) for s in mine] == [2] * 5 + [3] * 3
     assert np.concatenate(mine).std() > 0.1
     np.testing.assert_allclose(np.concatenate(mine), plainly(model, tokenizer, records), atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["score", "value_head"])
+def test_openrlhf_finds_the_head_by_its_name_for_it(trained, head):
+    """Its reward model: the trunk under its usual name, a linear head without bias called as --value_head_prefix says
+    (`score`; `value_head` in its first versions), read where the attention mask ends."""
+    folder = trained / "model"
+
+    class RewardModel(LlamaPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            setattr(self, self.base_model_prefix, LlamaModel(config))
+            setattr(self, head, torch.nn.Linear(config.hidden_size, 1, bias=False))
+            self.post_init()
+
+    model, loaded = RewardModel.from_pretrained(folder, output_loading_info=True)
+    if head == "value_head":  # it would be drawn at random, and transformers warns
+        assert set(loaded["missing_keys"]) == {"value_head.weight"}
+        assert set(loaded["unexpected_keys"]) == {"score.weight"}
+        return
+    assert not loaded["missing_keys"]
+    assert not loaded["unexpected_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    records = [*pair_records(5), *rated(3)]
+    texts = [
+        tokenizer.apply_chat_template(dialogue(r, k), tokenize=False) for r in records for k in range(len(r.responses))
+    ]
+    batch = tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
+    mask = batch["attention_mask"]
+    positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1)
+    last = mask.shape[1] - 1 - mask.fliplr().argmax(-1)
+    with torch.no_grad():
+        hidden = model.eval().model(input_ids=batch["input_ids"], attention_mask=mask, position_ids=positions)[0]
+        theirs = model.score(hidden)[torch.arange(len(last)), last, 0].double().numpy()
+    mine = rewards.load(trained, device="cpu", precision="fp32").scores(records)
+    np.testing.assert_allclose(np.concatenate(mine), theirs, atol=1e-5)
+
+
+def test_rewardbench_scores_rendered_texts_as_we_do(trained):
+    """Its default pipeline: the chat template's text tokenized again, padded on the left, the logits as they are."""
+    folder = trained / "model"
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    tokenizer.padding_side = "left"
+    records = pair_records(6)
+    texts = [tokenizer.apply_chat_template(dialogue(r, k), tokenize=False) for r in records for k in (0, 1)]
+    inputs = tokenizer(texts, truncation=True, max_length=2048, padding=True, return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    with torch.no_grad():
+        theirs = model.eval()(**inputs).logits[:, 0].double().numpy()
+    mine = rewards.load(trained, device="cpu", precision="fp32").scores(records)
+    np.testing.assert_allclose(np.concatenate(mine), theirs, atol=1e-5)
 
 
 def test_shared_packed_and_padded_scores_are_equal(trained):
