@@ -392,8 +392,8 @@ class Trial:
                 if measured.get("identity") != identity:
                     if recipe.data.sources:
                         last = self.settings(recipe, stages[-1])
-                        frozen = last.get("freeze_layers", 0)
-                        worth = scored.numbers(model, start, _from(held, stages[-1]), last.get("beta", 0.1), frozen)
+                        own = _from(held, stages[-1])
+                        worth = scored.numbers(model, start, own, last.get("beta", 0.1), **_loaded(last))
                         worth |= scored.trail(here / str(len(stages) - 1))
                     elif seed not in before:
                         pairs = self.pairs(held, seed)
@@ -420,8 +420,8 @@ class Trial:
             run = self.folder / recipe.name / f"seed-{seed}" / arm / str(len(recipe.arms[arm]) - 1)
             kept = run / "apart.json"
             if not kept.exists():
-                frozen = self.settings(recipe, recipe.arms[arm][-1]).get("freeze_layers", 0)
-                write_json(kept, scored.apart(run, self.slices(recipe.data, seed)[1], frozen))
+                last = self.settings(recipe, recipe.arms[arm][-1])
+                write_json(kept, scored.apart(run, self.slices(recipe.data, seed)[1], **_loaded(last)))
             found.append(json.loads(kept.read_text()))
         return found
 
@@ -453,6 +453,11 @@ def _from(records: list[Record], stage: Mapping[str, Any]) -> list[Record]:
 def _separate(stage: Mapping[str, Any]) -> bool:
     """Whether each source trains a model of its own."""
     return bool(stage.get("sharing") == "ensemble")
+
+
+def _loaded(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """How models with frozen layers are loaded: as they were trained, so that known states are read."""
+    return {k: stage[k] for k in ("freeze_layers", "precision")} if "freeze_layers" in stage else {}
 
 
 def _finished(run: Path) -> str | None:

@@ -58,20 +58,18 @@ def parted(found: Seq[Record], train: int, held_out: int) -> tuple[list[Record],
     return [r for r in order if r.prompt_key not in asked][:train], order[:held_out]
 
 
-def judge(model: str, start: str, by: str, beta: float, frozen: int = 0) -> Judge:
-    """Who scores: the models of an ensemble, a reward model, or a policy beside where it started.
-
-    frozen: so many layers of a reward model are those of all, and what comes out of them is read where it is known.
-    """
+def judge(model: str, start: str, by: str, beta: float, **load: Any) -> Judge:
+    """Who scores: the models of an ensemble, a reward model (load: how it is loaded, by default in fp32), or a policy
+    beside where it started."""
     folder = Path(model)
     if rewards.ensemble(folder) is not None or classifiers.settings_of(folder) is not None:
-        return trained(folder, by=by, precision="fp32", freeze_layers=frozen)
+        return trained(folder, by=by, **{"precision": "fp32"} | load)
     return Reward(rewards.implicit(folder, start, beta=beta, precision="fp32"), by=by)
 
 
-def numbers(model: str, start: str, held: Seq[Record], beta: float, frozen: int = 0) -> dict[str, Any]:
+def numbers(model: str, start: str, held: Seq[Record], beta: float, **load: Any) -> dict[str, Any]:
     """What one trained model is worth on held-out pairs: the measures above, and the accuracy on each source."""
-    (found,) = evaluate(held, [judge(model, start, "model", beta, frozen)]).models
+    (found,) = evaluate(held, [judge(model, start, "model", beta, **load)]).models
     sources = {name: share.accuracy.mean for name, share in found.sources.items()}
     c = found.calibration
     return {
@@ -107,7 +105,7 @@ def trail(run: Path) -> dict[str, float]:
 # -- models of one source each -----------------------------------------------------------------------------------------
 
 
-def apart(run: Path, held: Seq[Record], frozen: int = 0) -> dict[str, Any]:
+def apart(run: Path, held: Seq[Record], **load: Any) -> dict[str, Any]:
     """What the models of an ensemble, one a source, have in common on everybody's held-out pairs.
 
     Returns:
@@ -115,7 +113,7 @@ def apart(run: Path, held: Seq[Record], frozen: int = 0) -> dict[str, Any]:
         one order. rewards: of each model, their mean, standard deviation, least and largest. joins: which are alike.
     """
     members = json.loads((run / "summary.json").read_text(encoding="utf-8"))["members"]
-    models = [rewards.load(run / place, precision="fp32", freeze_layers=frozen) for place in members.values()]
+    models = [rewards.load(run / place, **{"precision": "fp32"} | load) for place in members.values()]
     found = evaluate(held, [Reward(model, by=name) for name, model in zip(members, models, strict=True)])
     return {
         "accuracy": {m.name: {s: share.accuracy.mean for s, share in m.sources.items()} for m in found.models},
