@@ -39,6 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dpo": {"objective": "dpo"},
     "kto, the batch scored first": {"objective": {"labels": "kto"}},
     "lora": {"objective": "dpo", "lora": {"rank": 2}},
+    "frozen layers": {"objective": "dpo", "freeze_layers": 1},
     "mixed with a head": {"objective": MIXED},
     "live reference": {"objective": "dpo", "reference_mode": "live"},
     "what a live reference gives": {"objective": ["sparsepo_mapo", {"name": "selfie", "extrapolation": 0.5}]},
