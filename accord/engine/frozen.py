@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,8 @@ class States:
 
     def _read(self, index: Path) -> None:
         data = index.with_suffix(".states")
-        held = np.frombuffer(index.read_bytes()[: index.stat().st_size // KEY.itemsize * KEY.itemsize], KEY)
+        entries = index.read_bytes()
+        held = np.frombuffer(entries[: len(entries) // KEY.itemsize * KEY.itemsize], KEY)
         stops = np.cumsum(held["tokens"])
         room = data.stat().st_size // (4 * self.width) if data.exists() else 0
         for key, stop, n in zip(held["key"], stops.tolist(), held["tokens"].tolist(), strict=True):
@@ -190,23 +192,21 @@ class Below:
     def output(self, row: Row, run: Callable[[Row], Any]) -> Tensor:
         """What comes out of the frozen layers, shaped as the row's tokens and [h]; run: the trunk on a row."""
         trees = _pieces(row)
-        self.read += sum(p.stop - p.start for own in trees for _, p in own)
         missing = [i for i, own in enumerate(trees) if any(key not in self.states for key, _ in own)]
+        new = 0
         if missing:
-            lower, of = _only(row, missing), [trees[i] for i in missing]
+            lower = _only(row, missing)
             got = self._computed(lower, run).flatten(0, -2).float().cpu().numpy()
-            self.computed += sum(p.stop - p.start for own in of for _, p in own)
-            self.read -= sum(p.stop - p.start for own in of for _, p in own)
-            for (key, place), (_, there) in zip(
-                (p for own in of for p in own), (p for own in _pieces(lower) for p in own), strict=True
-            ):
-                assert place.stop - place.start == there.stop - there.start
+            for key, place in chain(*_pieces(lower)):
+                new += place.stop - place.start
                 if key not in self.states:
-                    self.states.put(key, got[there])
+                    self.states.put(key, got[place])
         found = np.zeros((row.tokens.numel(), self.states.width), np.float32)
-        for own in trees:
-            for key, place in own:
-                found[place] = self.states[key]
+        for key, place in chain(*trees):
+            found[place] = self.states[key]
+            self.read += place.stop - place.start
+        self.computed += new
+        self.read -= new
         return torch.from_numpy(found).to(row.tokens.device, self.dtype).unflatten(0, row.tokens.shape)
 
     def _computed(self, row: Row, run: Callable[[Row], Any]) -> Tensor:
