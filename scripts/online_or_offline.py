@@ -60,9 +60,8 @@ def learned(model: str, way: str, rate: float, seed: int, given: argparse.Namesp
     return str(done.model)
 
 
-def looked_at(model: str, start: models.Policy, seed: int) -> tuple[Scores, float]:
+def looked_at(policy: models.Policy, start: models.Policy, seed: int) -> tuple[Scores, float]:
     """Rule scores of answers to each held-out prompt, and nats a token that they are likelier than at the start."""
-    policy = models.load(model, device="cpu", precision="fp32")
     chat = Chat(policy.tokenizer, max_length=1024, stop_ids=policy.ends)
     prompts = [Record(prompt=p) for p, _ in held_out()]
     said = answer(policy, chat, prompts, samples=ASKED, max_new_tokens=NEW_TOKENS, seed=seed)
@@ -70,6 +69,10 @@ def looked_at(model: str, start: models.Policy, seed: int) -> tuple[Scores, floa
     now, then = ([s["logp"] for r in said_of(p, chat, records) for s in r if s is not None] for p in (policy, start))
     apart = sum(float((a - b).sum()) for a, b in zip(now, then, strict=True)) / sum(map(len, now))
     return [[j.value for j in of] for of in find("asked")(records)], apart
+
+
+def opened(model: str) -> models.Policy:
+    return models.load(model, device="cpu", precision="fp32")
 
 
 def told(name: str, before: Scores, after: Scores, apart: float) -> str:
@@ -92,14 +95,14 @@ def main() -> None:
     runs, answers = len(WAYS) * (len(RATES) + len(given.seeds)), given.rounds * given.prompts * given.samples
     print(f"{runs} runs of {answers:,} answers: at most {runs * answers * NEW_TOKENS:,} tokens sampled, and twice that"
           " trained", flush=True)  # fmt: skip
-    start = models.load(given.model, device="cpu", precision="fp32")
+    start = opened(given.model)
     seeds = [TUNING, *given.seeds]
-    before = {seed: looked_at(given.model, start, seed + 100)[0] for seed in seeds}
+    before = {seed: looked_at(start, start, seed + 100)[0] for seed in seeds}
     best: dict[str, float] = {}
     for way in WAYS:
         means = {}
         for rate in RATES:
-            scores, _ = looked_at(learned(given.model, way, rate, TUNING, given), start, TUNING + 100)
+            scores, _ = looked_at(opened(learned(given.model, way, rate, TUNING, given)), start, TUNING + 100)
             means[rate] = float(np.mean(scores))
         best[way] = max(means, key=lambda rate: means[rate])
         print(f"{way:<12} rates {', '.join(f'{r:g}: {m:.3f}' for r, m in means.items())}", flush=True)
@@ -107,7 +110,7 @@ def main() -> None:
     for seed in given.seeds:
         began = time.monotonic()
         for way in WAYS:
-            found[way].append(looked_at(learned(given.model, way, best[way], seed, given), start, seed + 100))
+            found[way].append(looked_at(opened(learned(given.model, way, best[way], seed, given)), start, seed + 100))
         print(f"seed {seed}, {time.monotonic() - began:.0f} s; the start {np.mean(before[seed]):.3f}")
         for way in WAYS:
             print("  " + told(way, before[seed], *found[way][-1]), flush=True)
