@@ -85,7 +85,7 @@ def scenario(
 ) -> Numbers:
     """What DPO on such pairs does to rule score and log-probs (nats a token, less those of the start)."""
     policy = opened(model)
-    w, l = SCENARIOS[name]  # noqa: E741
+    w, l = SCENARIOS[name]
     pairs = [preferred(record, at[w], at[2 + l]) for record, at in data]
     looked_for = [
         Record(prompt=record.prompt, responses=tuple(record.responses[at[k]] for k in (w, 2 + l, 4, 5)))

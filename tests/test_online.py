@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,8 +18,11 @@ from safetensors.torch import load_file
 import accord.online.loop as room
 from accord import config
 from accord.cli.loop import checked_loop
+from accord.data import sources
 from accord.data.records import Judgement, Record
+from accord.engine import models
 from accord.errors import AccordError, ConfigError
+from accord.lab.trials import log_probs
 from accord.online import judging
 from accord.online.loop import Ledger, loop
 from accord.online.methods import preset, presets
@@ -445,6 +449,84 @@ def test_a_run_on_other_data_may_come_first(model_folder, tmp_path, by_length):
     )
 
 
+def test_revisions_stand_beside_what_they_revise_and_are_not_asked_for_twice(model_folder, tmp_path, monkeypatch):
+    """Nobody judges: each revision is chosen over its answer; stopped among the revisions it goes on alike."""
+    monkeypatch.setattr(room, "SHARD", 6)
+    given = SMALL | {"rounds": 1, "pair": {"rule": "revised"}, "revise": {"request": "Again, please."}}
+    straight = loop(str(model_folder), prompts_file(tmp_path), output=str(tmp_path / "whole"), **given)
+    before, after, pairs = (
+        room.read(straight.folder / "records" / "round-1" / f"{name}.jsonl")
+        for name in ("sampled", "revised", "paired")
+    )
+    for one, more in zip(before, after, strict=True):
+        assert more.responses[:2] == one.responses
+        assert [a.revised_from for a in more.responses] == [None, None, 0, 1]
+    texts = {(r.responses[a.revised_from].text, a.text) for r in after for a in r.responses[2:]}
+    assert {(p.responses[1].text, p.responses[0].text) for p in pairs} <= texts
+    assert all(p.responses[0].revised_from == 1 and p.judgements[0].value == 1 for p in pairs)
+    asked, calls = room.answer, []
+
+    def stopped(policy, chat, prompts, **how):
+        calls.append([r.messages[-1].content for r in prompts])
+        if len(calls) == 5:  # three parts were sampled, one revised
+            raise KeyboardInterrupt
+        return asked(policy, chat, prompts, **how)
+
+    monkeypatch.setattr(room, "answer", stopped)
+    where = str(tmp_path / "again")
+    with pytest.raises(KeyboardInterrupt):
+        loop(str(model_folder), prompts_file(tmp_path), output=where, **given)
+    calls = [[]] * 9  # no further call is stopped
+    done = loop(str(model_folder), prompts_file(tmp_path), output=where, **given)
+    assert len(calls) == 9 + 2  # of three parts of revisions the first was there
+    assert_same(done.folder, straight.folder)
+
+
+def test_revisions_are_judged_beside_the_answers_by_another_rule(model_folder, tmp_path, by_length):
+    given = SMALL | {"rounds": 1, "samples": 1, "pair": {"rule": "best_worst"}, "revise": {"by": str(model_folder)}}
+    done = loop(str(model_folder), prompts_file(tmp_path), "length", output=str(tmp_path / "loop"), **given)
+    judged = room.read(done.folder / "records" / "round-1" / "judged.jsonl")
+    assert {len([j for j in r.judgements if j.response is not None]) for r in judged} == {2}
+
+
+def test_an_answer_without_room_for_a_revision_is_counted(model_folder, tmp_path):
+    """The question is longer than the prompt by the answer and the request: with this max_length none has room."""
+    given = SMALL | {"rounds": 1, "pair": {"rule": "revised"}, "revise": {"request": "again " * 40}, "max_length": 120}
+    with pytest.raises(AccordError, match="no answer was revised: not revised: an answer behind which a revision has"):
+        loop(str(model_folder), prompts_file(tmp_path), output=str(tmp_path / "loop"), **given)
+
+
+def test_demonstrations_beside_a_policy_gradient_are_learned_in_every_round(model_folder, accord, tmp_path, by_length):
+    """PPO-ptx: with them their log-prob rises over what it is without, and a round repeats as a run."""
+    file = tmp_path / "demos.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"what is a {a}", "completion": "a bird"}) + "\n" for a in ANIMALS))
+    rollouts = {"advantage": {"rule": "loo"}, "learning_rate": 3e-3, "epochs": 4}
+    known = {k: v for k, v in SMALL.items() if k not in ("pair", "reference")} | rollouts
+    mixed = {"ratings": {"name": "rloo", "share": 0.5}, "demonstrations": {"name": "sft", "weight": 0.5, "share": 0.5}}
+    ways = {"alone": {"objective": "rloo"}, "beside": {"objective": mixed, "beside": str(file)}}
+    logp = {}
+    for name, more in ways.items():
+        done = loop(str(model_folder), prompts_file(tmp_path), "length", output=str(tmp_path / name), **known | more)
+        policy = models.load(done.model, device="cpu", precision="fp32")
+        logp[name] = np.mean([of[0, 0] for of in log_probs(policy, list(sources.load(str(file)).records))])
+    assert logp["beside"] > logp["alone"] + 1
+    rounds = [json.loads((tmp_path / "beside" / "rounds" / n / "data.json").read_text()) for n in ("1", "2")]
+    assert all("demos" in json.dumps(r) for r in rounds)
+    code, _, err = accord("train", tmp_path / "beside" / "rounds" / "2" / "config.yaml", "--output", tmp_path / "again")
+    assert code == 0, err
+    a, b = (load_file(f / "model" / "model.safetensors") for f in (tmp_path / "again", tmp_path / "beside/rounds/2"))
+    assert all(torch.equal(a[k], b[k]) for k in b)
+    file.write_text(file.read_text().replace("bird", "fish"))
+    with pytest.raises(ConfigError, match="prompts, or what stands beside them, have changed since"):
+        loop(
+            str(model_folder),
+            prompts_file(tmp_path),
+            "length",
+            output=str(tmp_path / "beside"),
+            **known | ways["beside"],
+        )
+
+
 def test_prompts_of_rounds_come_without_repeating_until_all_were_used(model_folder, tmp_path, by_length):
     settings = SMALL | {"rounds": 3, "prompts_per_round": 2}
     done = loop(str(model_folder), prompts_file(tmp_path, 4), "length", output=str(tmp_path / "loop"), **settings)
@@ -607,6 +689,13 @@ def test_pairs_on_the_command_line(accord, tmp_path):
             "learns from its own",
         ),
         ({"critic": {}}, "nothing reads critic"),
+        ({"revise": {"who": "policy"}}, "revise.who is not known"),
+        ({"revise": {}, "pair": {"rule": "stated"}}, "would take revisions for somebody else's answers"),
+        (
+            {"objective": "ppo", "advantage": {"rule": "loo"}, "pair": None, "reference": None, "revise": {}},
+            "a policy gradient learns from those that were drawn",
+        ),
+        ({"beside": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"anneal": "linear", "learning_rate": None}, "set learning_rate"),
         ({"target_kl": 0.1}, "nothing reads target_kl"),
         ({"max_new_tokens": 250, "max_length": 250}, "no prompt leaves room for max_new_tokens=250"),

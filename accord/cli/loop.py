@@ -15,7 +15,7 @@ from accord.errors import AccordError, ConfigError, nearest
 from accord.objectives import table
 
 LOOP = Path(config.__file__).parent / "online" / "loop.py"
-PATHS = ("model", "prompts")
+PATHS = ("model", "prompts", "beside")
 
 
 class _Loop(TyperCommand):

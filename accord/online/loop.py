@@ -11,6 +11,7 @@ import gc
 import hashlib
 import inspect
 import json
+import math
 import os
 import re
 import shutil
@@ -33,7 +34,7 @@ from accord.data.views import Counts
 from accord.endpoint import Failure
 from accord.engine import models
 from accord.engine.export import export
-from accord.errors import AccordError, ConfigError
+from accord.errors import AccordError, ConfigError, nearest
 from accord.judges.agreement import Agreement
 from accord.judges.frame import noted
 from accord.online import judging
@@ -42,9 +43,12 @@ from accord.online.pairing import READS_GIVEN, WITH_REFERENCE, WITHOUT_JUDGE, Pa
 from accord.online.rollouts import said_of, weighed
 from accord.sampling.local import SHARD, answer
 from accord.sampling.remote import Remote
+from accord.sampling.revise import beside as stood_beside
+from accord.sampling.revise import questions
 from accord.sinks import write_json
 from accord.training import plan
 from accord.training import run as training
+from accord.training.inputs import read as read_data
 from accord.training.outcome import plain
 from accord.training.state import writing
 from accord.training.terms import Term
@@ -89,6 +93,8 @@ def loop(
     critic: dict[str, Any] | None = None,
     reference: Literal["fixed", "previous"] | None = None,
     first: dict[str, Any] | None = None,
+    revise: dict[str, str] | None = None,
+    beside: str | list[str] | None = None,
     anneal: Literal["none", "linear"] = "none",
     keep_models: int | None = None,
     seed: int = 0,
@@ -129,6 +135,10 @@ def loop(
             the one that the round begins with. Published methods differ in it: there is no default.
         first: settings of a run on other data, like {data: FILE, objective: sft}: round 0, and the loop begins with
             what comes out.
+        revise: each answer is rewritten once, and the revision stands beside it (`revised_from`): {by: MODEL, request:
+            Improve your answer.}; `by` is a model, a server's URL, or `policy` (the round's own, the default).
+        beside: data that every round is trained on beside its own answers, for a term of their own, like objective:
+            {ratings: rloo, demonstrations: {name: sft, weight: 0.1}} (PPO-ptx).
         anneal: `linear` takes the learning rate of a round down over the rounds, from the whole of it towards 0.
         keep_models: only the newest so many rounds keep their models; by default all.
         seed: of everything drawn.
@@ -160,8 +170,10 @@ def loop(
     asked = prompts_of(prompts)[:max_prompts]
     if not asked:
         raise AccordError(f"{prompts} holds no prompt")
+    further = [beside] if isinstance(beside, str) else beside or []
+    held = read_data(further, "raise", Counts(), watcher)[0] if further else ()
     with writing(folder):
-        _begin(folder, given, asked, overwrite, resume)
+        _begin(folder, given, [*asked, *held], overwrite, resume)
         base = str(models.resolve(model))
         whole = base
         if remote is not None:
@@ -182,6 +194,11 @@ def loop(
                     keep_given=options.rule in READS_GIVEN, greedy=weighing is not None and weighing.rule == "greedy",
                     mixture=mixture, remote=remote,
                 )  # fmt: skip
+                if revise is not None:
+                    drawn = one.revise(
+                        drawn, revise, settings, watcher, temperature=temperature, top_p=top_p,
+                        max_new_tokens=max_new_tokens,
+                    )  # fmt: skip
                 judges = [
                     judging.find(_filled(words, start, whole), policy=start, **where_of(settings)) for words in named
                 ]
@@ -200,7 +217,8 @@ def loop(
                 if anneal == "linear":
                     references["learning_rate"] = settings["learning_rate"] * (1 - (number - 1) / rounds)
                 done = training.train(
-                    one.start, str(one.paired), objective, output=str(one.run), seed=seed + number - 1, quiet=quiet,
+                    one.start, [str(one.paired), *further] if further else str(one.paired), objective,
+                    output=str(one.run), seed=seed + number - 1, quiet=quiet,
                     **({"eval_fraction": 0.0} | settings | references),
                 )  # fmt: skip
                 if done.summary["finished"] == "interrupted":
@@ -259,6 +277,10 @@ class Round:
         return self.records / "sampled.jsonl"
 
     @property
+    def revised(self) -> Path:
+        return self.records / "revised.jsonl"
+
+    @property
     def judged(self) -> Path:
         return self.records / "judged.jsonl"
 
@@ -300,31 +322,17 @@ class Round:
                 raise AccordError(
                     f"no prompt leaves room for max_new_tokens={max_new_tokens} within max_length={chat.max_length}"
                 )
-            size = max(1, SHARD // count)
-            parts = [order[i : i + size] for i in range(0, len(order), size)]
-            if server is not None and any(f"{who} {place}" not in ledger.done for place in range(len(parts))):
+            parts = math.ceil(len(order) / max(1, SHARD // count))
+            if server is not None and any(f"{who} {place}" not in ledger.done for place in range(parts)):
                 server.take(self._served(), chat)
+            how = {"max_new_tokens": max_new_tokens, "temperature": 0.0 if who == "greedy" else temperature}
             with watcher.task(f"sampling, {who}") as advance:
-                for place, part in enumerate(parts):
-                    drawn = int(seeded(self.seed, who, self.number, place).integers(2**31))
-                    name = f"{who} {place}"
-                    if name not in ledger.done:
-                        answers = ask(
-                            [asked[i] for i in part], samples=count, max_new_tokens=max_new_tokens,
-                            temperature=0.0 if who == "greedy" else temperature, top_p=top_p, seed=drawn,
-                        )  # fmt: skip
-                        ledger.add(name, [line for a in answers for line in _written(a, count)])
-                    lines = ledger.done[name]
-                    for k, i in enumerate(part):
-                        own = lines[k * count : (k + 1) * count]
-                        if own[0].startswith('"'):
-                            counts.add(
-                                f"left: a prompt without an answer of the server ({json.loads(own[0])})", asked[i]
-                            )
-                            unanswered.add(i)
-                        else:
-                            found.setdefault(i, []).extend(Response.model_validate_json(line) for line in own)
-                    advance(min((place + 1) * size, len(order)), len(order))
+                for i, own in self._drawn(ledger, who, ask, asked, order, count, advance, how | {"top_p": top_p}):
+                    if isinstance(own, Failure):
+                        counts.add(f"left: a prompt without an answer of the server ({own.why})", asked[i])
+                        unanswered.add(i)
+                    else:
+                        found.setdefault(i, []).extend(own)
             del ask, chat
             gc.collect()
         made = []
@@ -338,6 +346,66 @@ class Round:
         shutil.rmtree(self.records / "served", ignore_errors=True)
         write_json(self.records / "sampling.json", counts.as_dict())
         return ledger.finish(made)
+
+    def revise(
+        self, records: list[Record], by: Mapping[str, str], settings: Mapping[str, Any], watcher: Quiet, **how: Any
+    ) -> list[Record]:
+        """The records with a revision of each answer behind their answers; of one that has none, why, is counted."""
+        if self.revised.exists():
+            return Ledger.made(self.revised)
+        ledger, counts, who = Ledger(self.revised), Counts(), by.get("by", "policy")
+        server = Remote(who) if who.startswith(("http://", "https://")) else None
+        ask: Callable[..., Seq[list[Response] | Failure]]
+        if server is not None:
+            chat, ask = _chat(self.start, settings), server.answer
+        else:
+            own = settings if who == "policy" else {k: v for k, v in settings.items() if k != "chat_template"}
+            policy, chat = _policy(self.start if who == "policy" else who, own)
+            ask = partial(answer, policy, chat)
+            del policy
+        asked = questions(records, by.get("request", plan.REVISE))
+        room, order = _that_fit(asked, chat, how["max_new_tokens"], counts, "not revised: an answer behind which a "
+                                "revision has no room within max_length")  # fmt: skip
+        fits = {id(record): i for i, record in enumerate(room)}
+        found: dict[int, list[Response] | Failure] = {}
+        with watcher.task("revising") as advance:
+            for i, revision in self._drawn(ledger, "revision", ask, room, order, 1, advance, how):
+                if isinstance(revision, Failure):
+                    counts.add(f"not revised: {revision.why}", room[i])
+                found[i] = revision
+        del ask, chat
+        gc.collect()
+        none = Failure("no room")
+        made = stood_beside(records, [found[fits[id(q)]] if id(q) in fits else none for q in asked])
+        if not made:
+            raise AccordError(f"no answer was revised: {next(iter(counts.totals()))}")
+        if len(made) < len(records):
+            counts.add("left: a prompt none of whose answers was revised", times=len(records) - len(made))
+        if server is not None:
+            watcher.note(f"  {server.server.url}: {server.server.spent}")
+        write_json(self.records / "revising.json", counts.as_dict())
+        return ledger.finish(made)
+
+    def _drawn(
+        self, ledger: Ledger, who: str, ask: Callable[..., Seq[list[Response] | Failure]], asked: Seq[Record],
+        order: Seq[int], count: int, advance: Callable[[int, int], None], how: Mapping[str, Any],
+    ) -> Iterator[tuple[int, list[Response] | Failure]]:  # fmt: skip
+        """`count` answers to each of `asked`, by its place; a part that the ledger holds is not asked for again."""
+        size = max(1, SHARD // count)
+        for place, start in enumerate(range(0, len(order), size)):
+            part, name = order[start : start + size], f"{who} {place}"
+            if name not in ledger.done:
+                drawn = int(seeded(self.seed, who, self.number, place).integers(2**31))
+                answers = ask([asked[i] for i in part], samples=count, seed=drawn, **how)
+                ledger.add(name, [line for a in answers for line in _written(a, count)])
+            lines = ledger.done[name]
+            for k, i in enumerate(part):
+                own = lines[k * count : (k + 1) * count]
+                if own[0].startswith('"'):
+                    yield i, Failure(json.loads(own[0]))
+                else:
+                    yield i, [Response.model_validate_json(line) for line in own]
+            advance(min(start + size, len(order)), len(order))
 
     def _served(self) -> str:
         """The folder of the round's start as a server can read it: an adapter is added to its base."""
@@ -424,8 +492,8 @@ class Round:
         return found
 
     def _recall(self, counts: Counts) -> None:
-        """Adds what sampling and judging left out."""
-        for phase in ("sampling", "judging"):
+        """Adds what sampling, revising and judging left out."""
+        for phase in ("sampling", "revising", "judging"):
             if (file := self.records / f"{phase}.json").exists():
                 counts.recall(json.loads(file.read_text(encoding="utf-8")))
 
@@ -577,6 +645,7 @@ def _checked(
                           f"{options.rule}; {', '.join(WITHOUT_JUDGE)} need none)")  # fmt: skip
     if given["judge"] and options.rule in WITHOUT_JUDGE:
         raise ConfigError(f"nothing reads judge under pair.rule: {options.rule}; leave it out")
+    _check_revise(given["revise"], options, given["advantage"])
     own = inspect.signature(training.train).parameters
     known = training.translate({k: v for k, v in settings.items() if k not in own})
     known.pop("batch_size", None)
@@ -601,6 +670,21 @@ def _checked(
     if given["mixture"] != 1 and not given["reference_samples"]:
         raise ConfigError("mixture says who gives the answers of the reference: set reference_samples")
     return terms
+
+
+def _check_revise(revise: Mapping[str, str] | None, options: PairOptions, advantage: Any) -> None:
+    """Raises a ConfigError where revisions would be taken for something else."""
+    if revise is None:
+        return
+    if unknown := sorted(revise.keys() - {"by", "request"}):
+        raise ConfigError(f"revise.{unknown[0]} is not known; {nearest(unknown[0], ('by', 'request'))}")
+    if advantage is not None:
+        raise ConfigError(
+            "revise rewrites answers, and a policy gradient learns from those that were drawn: leave it out"
+        )
+    if options.rule in (*WITH_REFERENCE, *READS_GIVEN) and options.rule != "revised":
+        raise ConfigError(f"pair.rule: {options.rule} would take revisions for somebody else's answers: use `revised`, "
+                          "or a rule that compares all answers to a prompt")  # fmt: skip
 
 
 def _check_weighing(
@@ -661,7 +745,8 @@ def _begin(folder: Path, given: Mapping[str, Any], prompts: Seq[Record], overwri
         held = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         for name in sorted((held.keys() | now.keys()) - set(FREE)):
             if _placeless(held.get(name)) != _placeless(now.get(name)):
-                what = "prompts have changed since" if name == "content" else (
+                also = "prompts, or what stands beside them," if now.get("beside") else "prompts"
+                what = f"{also} have changed since" if name == "content" else (
                     f"loop was started with {name}={held.get(name)!r}, and now {name}={now.get(name)!r}"
                 )  # fmt: skip
                 raise ConfigError(
@@ -725,7 +810,10 @@ def _written(answers: list[Response] | Failure, count: int) -> list[str]:
     return [a.model_dump_json(exclude_defaults=True) for a in answers]
 
 
-def _that_fit(prompts: Seq[Record], chat: Chat, max_new_tokens: int, counts: Counts) -> tuple[list[Record], list[int]]:
+def _that_fit(
+    prompts: Seq[Record], chat: Chat, max_new_tokens: int, counts: Counts,
+    left: str = "left: a prompt that leaves no room for an answer within max_length",
+) -> tuple[list[Record], list[int]]:  # fmt: skip
     """The prompts behind which an answer fits into max_length, and their places by length: what is sampled together is
     about as long."""
     whole = replace(chat, max_length=1 << 30)
@@ -733,7 +821,7 @@ def _that_fit(prompts: Seq[Record], chat: Chat, max_new_tokens: int, counts: Cou
     for record in prompts:
         length = len(whole.context_ids(record))
         if length + max_new_tokens > chat.max_length:
-            counts.add("left: a prompt that leaves no room for an answer within max_length", record)
+            counts.add(left, record)
         else:
             kept.append(record)
             lengths.append(length)
