@@ -33,7 +33,7 @@ def _by_token(rollouts: Rollouts, clip: float) -> Tensor:
     return _clipped(logp, old, advantage, clip)
 
 
-@row(paper="none", length="sum only", aliases=("remax",))
+@row(paper="none", length="sum only", aliases=("remax", "f_dpg"))
 def reinforce(rollouts: Rollouts) -> Tensor:
     """REINFORCE: the log-prob of each token, weighed by its advantage.
 
@@ -48,7 +48,8 @@ def reinforce(rollouts: Rollouts) -> Tensor:
         [B] nats times the unit of the reward: no fixed value.
 
     Source: no arXiv id (Williams, 1992). With a baseline of the greedy answer it is ReMax (arXiv 2310.10505), with one
-    of the other answers to the prompt RLOO without a clip; which one is chosen where advantages are made.
+    of the other answers to the prompt RLOO without a clip, with the slope of a divergence from reference *
+    exp(score / kl) in place of the score f-DPG (2302.08215); which one is chosen where advantages are made.
 
     Example: log-probs -1, -2 and advantages 2, 0.5: L = 2 * 1 + 0.5 * 2 = 3.0.
 
