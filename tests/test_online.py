@@ -181,6 +181,7 @@ def whole(model_folder, tmp_path_factory):
             folder = tmp_path_factory.mktemp(which)
             known = {"model": str(model_folder), "prompts": str(prompts_file(folder)), "judge": "length"}
             settings = (PPO if which.startswith("ppo") else SMALL) | known
+            settings |= {"optimizer": "kept", "schedule": "constant", "warmup": 0.0} if "kept" in which else {}
             settings = settings | {"rounds": 2 if which.endswith("rounds") else 1}
             assert finish(settings | {"output": str(folder / "whole")}, folder / "log") == [0]
             done[which] = settings, folder / "whole", folder / "log"
@@ -226,6 +227,28 @@ def test_policy_gradients_are_killed_and_go_on_alike(place, whole, tmp_path):
     assert finish(given, tmp_path / "log") == [0]
     assert_same(tmp_path / "loop", straight)
     assert Counter((tmp_path / "log").read_text().splitlines()) == Counter(log.read_text().splitlines())
+
+
+def test_an_optimizer_that_is_kept_goes_on_alike_after_a_kill_and_when_a_round_is_repeated(whole, accord, tmp_path):
+    settings, straight, _ = whole("ppo kept rounds")
+    given = settings | {"output": str(tmp_path / "loop")}
+    assert finish(given, tmp_path / "log", "second round training") == [-signal.SIGKILL]
+    assert finish(given, tmp_path / "log") == [0]
+    assert_same(tmp_path / "loop", straight)
+    for number in ("2", "2-critic"):
+        code, _, err = accord("train", straight / "rounds" / number / "config.yaml", "--output", tmp_path / number)
+        assert code == 0, err
+        a, b = (load_file(f / "model" / "model.safetensors") for f in (tmp_path / number, straight / "rounds" / number))
+        assert all(torch.equal(a[k], b[k]) for k in b)
+    assert all(len(list((straight / "rounds" / n / "checkpoints").glob("step-*"))) == 1 for n in ("1", "2", "2-critic"))
+    anew = settings | {"optimizer": "anew", "output": str(tmp_path / "anew")}
+    assert finish(anew, tmp_path / "log") == [0]
+    first, second = (
+        [load_file(f / "rounds" / n / "model" / "model.safetensors") for f in (tmp_path / "anew", straight)]
+        for n in "12"
+    )
+    assert all(torch.equal(first[0][k], first[1][k]) for k in first[0])
+    assert any(not torch.equal(second[0][k], second[1][k]) for k in second[0])
 
 
 def test_what_is_compared_is_not_empty(whole):

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 import accord
-from accord.errors import AccordError
+from accord.data.records import Record
+from accord.errors import AccordError, ConfigError
 from accord.training import parallel
 from tests.conftest import mixed_records, pair_records
 from tests.processes import command, finish, join, kill, kill_all, start
@@ -262,6 +263,34 @@ def test_resume_never_and_a_damaged_checkpoint_are_said_plainly(settings, straig
     reference = straight("full")
     assert (folder / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
     assert examples(folder) == examples(reference)
+
+
+def test_an_optimizer_of_another_run_goes_on(model_folder, tmp_path):
+    """Full batches at a constant rate: two runs of two updates are one of four if the second has the first's optimizer,
+    at rates and betas of its own; with a new one they are not."""
+    known = {
+        "objective": "sft", "batch_size": 5, "learning_rate": 3e-3, "schedule": "constant", "warmup": 0.0,
+        "eval_fraction": 0.0, "device": "cpu", "precision": "fp32", "quiet": True,
+    }  # fmt: skip
+    demos = [Record(prompt=r.prompt, responses=r.responses[:1]) for r in pair_records(5)]
+
+    def run(name: str, model: object, steps: int, **more: object) -> dict[str, torch.Tensor]:
+        accord.train(model, demos, output=str(tmp_path / name), max_steps=steps, **known | more)
+        return load_file(tmp_path / name / "model" / "model.safetensors")
+
+    def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+        return max(float((a[k] - b[k]).abs().max()) for k in a)
+
+    whole, _ = run("whole", str(model_folder), 4), run("half", str(model_folder), 2)
+    half = {"model": str(tmp_path / "half" / "model"), "steps": 2}
+    assert apart(run("kept", **half, optimizer_from=str(tmp_path / "half")), whole) < 1e-5
+    assert apart(run("anew", **half), whole) > 1e-3
+    slower = run("slower", **half, optimizer_from=str(tmp_path / "half"), learning_rate=1e-9)
+    assert apart(slower, load_file(tmp_path / "half" / "model" / "model.safetensors")) < 1e-7
+    with pytest.raises(ConfigError, match="there is no checkpoint in it"):
+        run("none", **half, optimizer_from=str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="does not fit what is trained here"):
+        run("other", **half, optimizer_from=str(tmp_path / "half"), lora={"rank": 2})
 
 
 def test_records_of_the_fixture_hold_every_kind():

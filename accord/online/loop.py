@@ -96,6 +96,7 @@ def loop(
     revise: dict[str, str] | None = None,
     beside: str | list[str] | None = None,
     anneal: Literal["none", "linear"] = "none",
+    optimizer: Literal["anew", "kept"] = "anew",
     keep_models: int | None = None,
     seed: int = 0,
     resume: Literal["auto", "never"] = "auto",
@@ -140,6 +141,8 @@ def loop(
         beside: data that every round is trained on beside its own answers, for a term of their own, like objective:
             {ratings: rloo, demonstrations: {name: sft, weight: 0.1}} (PPO-ptx).
         anneal: `linear` takes the learning rate of a round down over the rounds, from the whole of it towards 0.
+        optimizer: of a round: begins `anew`, or is `kept` from the round before (its moments and count of updates; each
+            round then keeps its last checkpoint).
         keep_models: only the newest so many rounds keep their models; by default all.
         seed: of everything drawn.
         resume: `auto` goes on with what `output` holds; `never` refuses a folder that holds a loop.
@@ -214,6 +217,8 @@ def loop(
                 watcher.note(line)
             if not one.done:
                 references = references_of(terms, reference, one)
+                if optimizer == "kept" and number > 1:
+                    references["optimizer_from"] = str(folder / "rounds" / str(number - 1))
                 if anneal == "linear":
                     references["learning_rate"] = settings["learning_rate"] * (1 - (number - 1) / rounds)
                 done = training.train(
@@ -225,13 +230,15 @@ def loop(
                     return Loop(folder, told, finished=False)
             if critic is not None:
                 own = {"learning_rate": 1e-5} | {k: v for k, v in critic.items() if k != "model"}
+                if optimizer == "kept" and number > 1:
+                    own["optimizer_from"] = str(folder / "rounds" / f"{number - 1}-critic")
                 if not one.learn(own, where_of(settings) | _shape(settings), quiet):
                     return Loop(folder, told, finished=False)
                 expects = str(one.critic_run / "model")
             summary = json.loads((one.run / "summary.json").read_text(encoding="utf-8"))
             told.append(row | {"steps": summary["steps"], "train": summary["train"]})
             start = str(one.model)
-            _tidy(folder, number, keep_models, needed={base, start, str(expects)})
+            _tidy(folder, number, keep_models, needed={base, start, str(expects)}, last=optimizer == "kept")
         from accord.report.rounds import write_rounds
 
         _end(folder, told)
@@ -621,7 +628,19 @@ def window(prompts: Seq[Record], count: int, number: int, seed: int) -> list[Rec
 
 # -- pieces ------------------------------------------------------------------------------------------------------------
 
-OWN = ("data", "output", "reference", "seed", "resume", "overwrite", "quiet", "dry_run", "model", "objective")
+OWN = (
+    "data",
+    "output",
+    "reference",
+    "optimizer_from",
+    "seed",
+    "resume",
+    "overwrite",
+    "quiet",
+    "dry_run",
+    "model",
+    "objective",
+)
 FREE = ("rounds", "quiet", "resume", "overwrite", "output", "keep_models", "device", "layout", "tokens_per_micro_batch")
 
 
@@ -900,15 +919,20 @@ def _first(
     return str(run / "model")
 
 
-def _tidy(folder: Path, number: int, keep: int | None, needed: set[str]) -> None:
-    """A finished round needs no checkpoints; of models the newest stay, and those that are still compared with."""
+def _tidy(folder: Path, number: int, keep: int | None, needed: set[str], last: bool) -> None:
+    """A finished round needs no checkpoints (but the last, where its optimizer is handed on); of models the newest
+    stay, and those that are still compared with."""
     for run in (str(number), f"{number}-critic"):
-        shutil.rmtree(folder / "rounds" / run / "checkpoints", ignore_errors=True)
+        checkpoints = folder / "rounds" / run / "checkpoints"
+        steps = sorted(checkpoints.glob("step-*"), key=lambda p: int(p.name.removeprefix("step-")))
+        for gone in steps[:-1] if last else [checkpoints]:
+            shutil.rmtree(gone, ignore_errors=True)
     if keep is None:
         return
     for old in range(1, number - keep + 1):
         for run in (str(old), f"{old}-critic"):
             model = folder / "rounds" / run / "model"
+            shutil.rmtree(model.with_name("checkpoints"), ignore_errors=True)
             if str(model) not in needed and model.exists() and any(model.iterdir()):
                 for file in model.glob("*.safetensors"):
                     file.unlink()

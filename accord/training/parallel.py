@@ -240,6 +240,28 @@ def load_sharded(folder: Path, scorer: nn.Module, optimizer: torch.optim.Optimiz
     )
 
 
+def load_optimizer(folder: Path, scorer: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Reads the optimizer's moments and counts alone of what `save_sharded` wrote; rates and the like stay.
+
+    Raises:
+        RuntimeError: it is damaged or belongs to other parameters.
+    """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    state = {"optimizer": sharded_state(scorer, optimizer)["optimizer"]}
+    try:
+        with _quiet():
+            dcp.load(state, no_dist=not dist.is_initialized(), **_reading(folder))
+    except dcp.CheckpointException as error:  # no Exception, so nobody above would see it
+        raise RuntimeError("; ".join(repr(e) for e, _ in error.failures.values())) from error
+    options = StateDictOptions(ignore_frozen_params=True, strict=False)
+    set_optimizer_state_dict(scorer, optimizer, state["optimizer"], options=options)
+    for group, kept in zip(optimizer.param_groups, own, strict=True):
+        group.update(kept)
+
+
 def total_norm(parameters: list[nn.Parameter]) -> float:
     """2-norm of all gradients, over all shards."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

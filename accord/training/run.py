@@ -67,7 +67,7 @@ from accord.training.rehearsal import rehearse
 from accord.training.sets import linear_heads
 from accord.training.sharing import Sharing
 from accord.training.start import check_start, references_of
-from accord.training.state import Checkpoints, Progress, writing
+from accord.training.state import Checkpoints, Progress, go_on_with, writing
 from accord.training.step import Step
 from accord.training.terms import Term
 from accord.training.watch import Console, Quiet
@@ -120,6 +120,7 @@ def train(
     schedule: Literal["cosine", "linear", "constant"] = "cosine",
     warmup: float = 0.05,
     max_grad_norm: float | None = 1.0,
+    optimizer_from: str | None = None,
     temperature: float = 1.0,
     update: Literal["plain", "extragradient", "pair_normalised"] | dict[str, Any] | None = None,
     sharing: str | dict[str, Any] = "by_size",
@@ -182,6 +183,7 @@ def train(
         weight_decay, adam_beta1, adam_beta2, adam_epsilon: of AdamW.
         schedule: after the warm-up, `cosine`, `linear` or `constant`. warmup: share of the steps with a rising rate.
         max_grad_norm: gradients are clipped to it; null never clips.
+        optimizer_from: a run whose optimizer goes on here, moments and count of updates; by default it begins anew.
         temperature: every log-prob is that of logits divided by it: what answers were sampled with, for ratios.
         update: how a step is made: `plain`; `extragradient`, by the gradient of where a step would lead (two passes);
             `pair_normalised`, by gradients of chosen and rejected made equally long; of reward models, a map {way:
@@ -415,8 +417,11 @@ def train(
         weights, progress = progress.weights, checkpoints.load(step, stored[-1])
         check_weights(progress.weights, weights)
         say(f"going on from step {progress.step}")
-    elif refs:
-        progress.start = check_start(step, plan_of_batches.batch(0), policy)
+    else:
+        if refs:
+            progress.start = check_start(step, plan_of_batches.batch(0), policy)
+        if optimizer_from is not None:
+            go_on_with(step, optimizer_from)
     if processes.first:
         with writing(folder):
             keep_objectives(folder, terms)

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from accord.engine.models import replace_folder
-from accord.errors import AccordError
+from accord.errors import AccordError, ConfigError
 from accord.sinks import write_json
 from accord.training import parallel
 from accord.training.step import Step
@@ -109,6 +109,26 @@ class Checkpoints:
             k: {} for k in step.terms if k not in progress.objective_state
         }
         return progress
+
+
+def go_on_with(step: Step, run: str) -> None:
+    """Gives `step` the optimizer of another run as its newest checkpoint holds it: moments and counts of updates.
+
+    Raises:
+        ConfigError: the run has no checkpoint, or it trained other parameters.
+    """
+    assert step.optimizer is not None
+    found = {int(p.parent.name.removeprefix("step-")): p.parent for p in Path(run).glob(CHECKPOINT)}
+    if not found:
+        raise ConfigError(f"optimizer_from={run}: there is no checkpoint in it; name the folder of a run that has some")
+    path = found[max(found)]
+    try:
+        parallel.load_optimizer(path / "state", step.scorer, step.optimizer)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ConfigError(
+            f"optimizer_from={run}: {path.name} does not fit what is trained here ({str(error).splitlines()[0]}); name "
+            "a run of the same model, with the same heads and adapters"
+        ) from error
 
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
