@@ -138,10 +138,10 @@ def scenarios(given: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], lis
 
 # -- how sure is the judge? --------------------------------------------------------------------------------------------
 
-ROUNDS, PROMPTS, SAMPLES, SPREAD = 4, 48, 4, 0.2
+ROUNDS, PROMPTS, SAMPLES = 4, 48, 4
 
 
-def noisy(record: Record, spread: float = SPREAD, seed: int = 0) -> list[float]:
+def noisy(record: Record, spread: float = 0.2, seed: int = 0) -> list[float]:
     """The score of the rule that the prompt states, with normal noise of that spread."""
     noise = seeded(seed, "noisy", record.id).normal(size=len(record.responses))
     return [score + spread * float(e) for score, e in zip(asked(record), noise, strict=True)]
@@ -186,7 +186,7 @@ def strengths(given: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], lis
     }
     runs, answers = len(ways) * (len(RATES) + len(given.seeds)), ROUNDS * PROMPTS * SAMPLES
     print(f"{runs} runs of {answers} answers: at most {runs * (answers + 336) * NEW_TOKENS:,} tokens sampled")
-    print(f"the judge, noise {SPREAD:g}, is right on {right:.3f} of the start's pairs that differ; a gap of 1 is "
+    print(f"the judge is right on {right:.3f} of the start's pairs that differ; a gap of 1 is "
           f"{scale:.2f} of log-odds; it doubts a pair by {doubt:.3f}", flush=True)  # fmt: skip
     best = {}
     for name, way in ways.items():
@@ -218,7 +218,7 @@ def main() -> None:
     for name, of in found.items():
         print(f"  {name:<13}" + ", ".join(f"{key} {signed(student(v))}" for key, v in of.items()))
     for one, other in against:
-        for key in found[one]:
+        for key in (k for k in found[one] if not k.startswith("start ")):
             apart = student(np.subtract(found[one][key], found[other][key]))
             print(f"  {one} less {other}: {key} {signed(apart)}")
 
