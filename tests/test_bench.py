@@ -9,15 +9,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from accord.bench import cell as cells
 from accord.bench import table, work
+from accord.bench.baselines import PLAIN
 from accord.bench.sides import Ours
-from accord.errors import AccordError
+from accord.errors import AccordError, ConfigError
 
 
 def small(folder, **known) -> cells.Cell:
     return cells.Cell(str(folder), prompts=2, updates=2, **known)
 
 
-@pytest.mark.parametrize("objective", ["dpo", "kto", "sft"])
+@pytest.mark.parametrize("objective", list(work.OBJECTIVES))
 def test_the_gate_holds_for_a_perturbed_policy(model_folder, tmp_path, objective):
     found = cells.gate(small(model_folder, objective=objective), tmp_path)
     assert found["loss_apart"] < cells.LOSS
@@ -86,6 +87,35 @@ def test_both_sides_go_the_same_way(model_folder, tmp_path):
     assert a.losses[2] != pytest.approx(a.losses[0], abs=1e-5)
     assert a.losses == pytest.approx(b.losses, abs=2e-4)
     assert min(a.cpu + b.cpu) > 0
+
+
+@pytest.mark.parametrize("objective", PLAIN)
+def test_the_plain_loop_goes_the_same_way(model_folder, tmp_path, objective):
+    ours, theirs = cells.sides_of(small(model_folder, objective=objective, against="plain", k=3), tmp_path)
+    ours.prepare()
+    a, b = ours.turn(), theirs.turn()
+    for turn in (a, b, b, a, a, b):
+        turn.go()
+    a.stop()
+    b.stop()
+    assert a.losses[2] != pytest.approx(a.losses[0], abs=1e-4)
+    assert a.losses == pytest.approx(b.losses, rel=1e-5)
+
+
+def test_what_trl_has_not_is_raced_against_the_plain_loop(tmp_path):
+    def asked(objectives, against):
+        found = table.cells_of(
+            table.PRESETS["full"], str(tmp_path), objectives=objectives, mixes=["balanced"], against=against, k=8,
+            lora=False, threads=1, updates=3,
+        )  # fmt: skip
+        return [(c.objective, c.against) for c in found]
+
+    (tmp_path / "config.json").write_text("{}")
+    assert asked(["ulma"], []) == [("ulma", "itself"), ("ulma", "plain")]
+    with pytest.raises(ConfigError, match="tuned has no ulma; it has bradley_terry, dpo, kto, sft"):
+        asked(["ulma"], ["tuned"])
+    with pytest.raises(ConfigError, match="plain has no kto; it has dpo, ulma"):
+        asked(["kto"], ["plain"])
 
 
 def test_a_name_that_is_not_there_is_refused(accord):

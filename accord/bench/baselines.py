@@ -19,7 +19,7 @@ from accord.errors import ConfigError
 
 @dataclass(frozen=True)
 class Baseline:
-    """How TRL is set. `ours`: the precision that Accord takes against it."""
+    """How the opponent is set, TRL if it is not `plain`. `ours`: the precision that Accord takes against it."""
 
     says: str
     bf16: bool | None
@@ -32,7 +32,9 @@ BASELINES = {
     "fp32": Baseline("TRL's defaults in fp32", False, False, "fp32"),
     "tuned": Baseline("TRL best tuned, fp32", False, True, "fp32"),
     "tuned-bf16": Baseline("TRL best tuned, bf16", True, True, "bf16"),
+    "plain": Baseline("a plain padded loop, fp32", False, True, "fp32"),
 }
+PLAIN = ("dpo", "ulma")  # what the plain loop has
 TRAINERS = {"dpo": "DPO", "kto": "KTO", "bradley_terry": "Reward", "sft": "SFT"}
 
 

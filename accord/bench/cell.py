@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from accord.bench import plain
 from accord.bench.baselines import BASELINES, Theirs
 from accord.bench.sides import Ours, Turn
 from accord.bench.work import Update, draw, least_work, peak
@@ -62,15 +61,17 @@ def work_of(cell: Cell) -> list[Update]:
     return draw(cell.mix, cell.k, cell.prompts, cell.updates + 1, _vocabulary(cell.model))
 
 
-def sides_of(cell: Cell, folder: Path, who: str = "both") -> tuple[Ours | None, Theirs | Ours | None]:
+def sides_of(cell: Cell, folder: Path, who: str = "both") -> tuple[Ours | None, Theirs | Ours | plain.Plain | None]:
     """Accord, and whom it races."""
     updates, model = work_of(cell), Path(cell.model)
     ours: Ours | None = None
-    theirs: Theirs | Ours | None = None
+    theirs: Theirs | Ours | plain.Plain | None = None
     if who != "theirs":
         ours = Ours(model, updates, cell.objective, precision=cell.ours, lora=cell.lora, folder=folder / "a")
     if who != "ours" and cell.against == "itself":
         theirs = Ours(model, updates, cell.objective, precision=cell.ours, lora=cell.lora, folder=folder / "b")
+    elif who != "ours" and cell.against == "plain":
+        theirs = plain.Plain(model, updates, cell.objective)
     elif who != "ours":
         adapter = dict(ours.policy.model.named_parameters()) if cell.lora and ours else None
         theirs = Theirs(
@@ -106,8 +107,10 @@ def gate(cell: Cell, folder: Path) -> dict[str, float]:
     loss = metrics["loss"][0]
     for p in step.parameters:
         p.grad = None
-    reference = {i: float(x.sum()) for i, x in collected.fixed.get("ref_logp", {}).items()}
-    plainly = _plain(cell.objective, scorer, collected.batch, reference)
+    known = {i: float(x.sum()) for i, x in collected.fixed.get("ref_logp", {}).items()}
+    reference = torch.tensor([known.get(i, 0.0) for i in range(len(collected.batch.sequences))], device=scorer.device)
+    head = getattr(scorer.heads, "score", None)
+    plainly = plain.loss(cell.objective, scorer.model, head, collected.batch, reference)
     plainly.backward()
     worst = 0.0
     for name, p in scorer.named_parameters():
@@ -120,39 +123,6 @@ def gate(cell: Cell, folder: Path) -> dict[str, float]:
             f"forward (allowed: {LOSS}), a gradient {worst:.2g} of its tensor's largest (allowed: {GRADIENT})"
         )
     return {"loss": loss, "loss_apart": apart, "gradient_apart": worst}
-
-
-def _plain(objective: str, scorer: Any, batch: Any, reference: dict[int, float]) -> torch.Tensor:
-    """The objective's loss, written from its equation on whole log-probs of one padded forward."""
-    sequences = batch.sequences
-    width = max(len(s.context) + len(s.ids) for s in sequences)
-    tokens = torch.zeros(len(sequences), width, dtype=torch.long)
-    mask, trained = torch.zeros_like(tokens), torch.zeros_like(tokens, dtype=torch.bool)
-    for r, s in enumerate(sequences):
-        n = len(s.context) + len(s.ids)
-        tokens[r, :n] = torch.from_numpy(np.concatenate([s.context, s.ids]).astype(np.int64))
-        mask[r, :n] = 1
-        trained[r, len(s.context) : n] = True
-    tokens, mask, trained = (t.to(scorer.device) for t in (tokens, mask, trained))
-    out = scorer.model(input_ids=tokens, attention_mask=mask, use_cache=False, output_hidden_states=True)
-    if objective == "bradley_terry":
-        last = out.hidden_states[-1][torch.arange(len(tokens)), mask.sum(1) - 1]
-        score = scorer.heads["score"](last)
-        roles = batch.terms[objective].roles
-        return F.softplus(score[roles["rejected"]] - score[roles["chosen"]]).mean()
-    logp = out.logits.float().log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0] * trained[:, 1:]
-    total, term = logp.double().sum(1), batch.terms[objective]
-    if objective == "sft":
-        return -total.sum() / trained[:, 1:].sum()
-    rho = total - torch.tensor([reference.get(i, 0.0) for i in range(len(total))], device=total.device)
-    if objective == "dpo":
-        return F.softplus(-0.1 * (rho[term.roles["chosen"]] - rho[term.roles["rejected"]])).mean()
-    good = torch.from_numpy(term.values["value"] >= 0.5)
-    own = rho[term.roles["response"]]
-    if objective == "kto":
-        z = rho[term.roles["mismatched"]].detach().mean().clamp(min=0)
-        return torch.where(good, 1 - torch.sigmoid(0.1 * (own - z)), 1 - torch.sigmoid(0.1 * (z - own))).mean()
-    raise AccordError(f"the bench has no plain form of {objective!r}")
 
 
 # -- the race ---------------------------------------------------------------------------------------------------------
@@ -168,7 +138,7 @@ def race(cell: Cell, folder: Path) -> dict[str, Any]:
     prepared = ours.prepare()
     theirs_prepared = theirs.prepare() if isinstance(theirs, Ours) else theirs.reference
     before = peak(ours.policy.scorer.compute)
-    a, b = ours.turn(), theirs.turn("accord again" if cell.against == "itself" else "trl")
+    a, b = ours.turn(), theirs.turn("other")
     order = [t for i in range(cell.updates + 1) for t in ((a, b) if i % 2 == 0 else (b, a))]
     with _counted() as counts:
         for turn in order[:2]:  # the first update of each warms up, and its operations are counted

@@ -13,12 +13,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from accord.bench.baselines import BASELINES
+from accord.bench.baselines import BASELINES, PLAIN, TRAINERS
 from accord.bench.cell import CONTROL, Cell
 from accord.bench.work import random_model
 from accord.data.store import cache_root
 from accord.engine.models import resolve, write_whole
-from accord.errors import AccordError
+from accord.errors import AccordError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,38 @@ PRESETS = {
     "ci": Preset(("dpo",), ("balanced",), ("tuned",), prompts=3, updates=2, memory=False),
     "small": Preset(("dpo",), ("balanced",), ("itself", "tuned", "fp32", "box")),
     "full": Preset(
-        ("dpo", "kto", "sft"), ("balanced", "prompt", "response"), ("itself", "tuned", "tuned-bf16", "fp32", "box")
+        ("dpo", "kto", "bradley_terry", "sft", "ulma"),
+        ("balanced", "prompt", "response"),
+        ("itself", "tuned", "tuned-bf16", "fp32", "box"),
     ),
 }
 
 
 def cells_of(
     preset: Preset, model: str, *, objectives: list[str], mixes: list[str], against: list[str], k: int, lora: bool,
-    threads: int,
+    threads: int, updates: int = 0,
 ) -> list[Cell]:  # fmt: skip
-    """The cells, in the order in which they are run; what is named replaces what the preset has."""
+    """The cells, in the order in which they are run; what is named replaces what the preset has.
+
+    An objective that TRL has not is raced against the plain loop.
+
+    Raises:
+        ConfigError: an opponent that is named has none of the objectives.
+    """
     if model == "tiny":
         folder = str(random_model(cache_root() / "bench" / "tiny"))
     else:
         folder = str(resolve(model))
-    many = product(objectives or preset.objectives, mixes or preset.mixes, against or preset.against)
-    return [Cell(folder, o, m, a, k, lora, preset.prompts, preset.updates, threads) for o, m, a in many]
+    cells = []
+    for objective, mix in product(objectives or preset.objectives, mixes or preset.mixes):
+        for other in against or (preset.against if objective in TRAINERS else ("itself", "plain")):
+            if other != "itself" and objective not in (PLAIN if other == "plain" else TRAINERS):
+                having = sorted(PLAIN if other == "plain" else TRAINERS)
+                raise ConfigError(f"--against {other} has no {objective}; it has {', '.join(having)}")
+            cells.append(
+                Cell(folder, objective, mix, other, k, lora, preset.prompts, updates or preset.updates, threads)
+            )
+    return cells
 
 
 def run(cells: list[Cell], folder: Path, memory: bool, say: Callable[[str], None]) -> list[dict[str, Any]]:

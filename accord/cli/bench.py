@@ -16,11 +16,12 @@ from accord.errors import ConfigError, nearest
 def bench(
     model: Annotated[str, typer.Option(help="tiny (10.9 million random weights), smollm2, or a folder.")] = "tiny",
     preset: Annotated[str, typer.Option(help="ci, small or full: which cells.")] = "small",
-    objective: Annotated[list[str] | None, typer.Option(help="dpo, kto, bradley_terry, sft; may be repeated.")] = None,
+    objective: Annotated[list[str] | None, typer.Option(help="dpo, kto, bradley_terry, sft, ulma; repeatable.")] = None,
     mix: Annotated[list[str] | None, typer.Option(help="Which part is long: balanced, prompt, response.")] = None,
-    against: Annotated[list[str] | None, typer.Option(help="tuned, tuned-bf16, fp32, box, itself.")] = None,
+    against: Annotated[list[str] | None, typer.Option(help="tuned, tuned-bf16, fp32, box, plain, itself.")] = None,
     answers: Annotated[int, typer.Option(help="Answers a prompt; all their pairs are trained.")] = 2,
     lora: Annotated[bool, typer.Option("--lora", help="Train adapters.")] = False,
+    updates: Annotated[int, typer.Option(help="Updates that are timed; 0: as many as the preset has.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads that compute.")] = 1,
     output: Annotated[Path, typer.Option(help="Where cells are kept; the command goes on behind them.")] = Path(
         "runs/bench"
@@ -29,23 +30,22 @@ def bench(
 ) -> None:
     quiet_libraries()
     from accord.bench import table
-    from accord.bench.baselines import BASELINES, TRAINERS
-    from accord.bench.work import MIXES
-    from accord.objectives import table as objectives
+    from accord.bench.baselines import BASELINES
+    from accord.bench.work import MIXES, OBJECTIVES
 
     for what, given, known in (
-        ("preset", [preset], table.PRESETS), ("objective", objective or [], TRAINERS.keys() & objectives.rows().keys()),
+        ("preset", [preset], table.PRESETS), ("objective", objective or [], OBJECTIVES),
         ("mix", mix or [], MIXES), ("against", against or [], {*BASELINES, "itself"}),
     ):  # fmt: skip
         for name in given:
             if name not in known:
                 raise ConfigError(f"--{what} {name}: there is no such one; {nearest(name, known)}")
-    if answers < 2 or threads < 1:
-        raise ConfigError("--answers is 2 or more, --threads 1 or more")
+    if answers < 2 or threads < 1 or updates < 0:
+        raise ConfigError("--answers is 2 or more, --threads 1 or more, --updates 0 or more")
     chosen = table.PRESETS[preset]
     cells = table.cells_of(
         chosen, model, objectives=objective or [], mixes=mix or [], against=against or [], k=answers, lora=lora,
-        threads=threads,
+        threads=threads, updates=updates,
     )  # fmt: skip
     found = table.run(cells, output, chosen.memory, lambda line: typer.echo(line, err=True))
     typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(table.lines(found)))

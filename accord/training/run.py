@@ -604,7 +604,7 @@ def choose_cpu(device: str) -> bool:
 
 
 def token_budget(asked: int | str, scorer: Scorer) -> int:
-    """Tokens of a micro-batch: 16,384 on a GPU, else 2,048 in bf16 and 1,024 in float32, unless the user says otherwise.
+    """Tokens of a micro-batch: 16,384 on a GPU, else 2,048 in bf16 and 1,024 in float32, or what the user says.
 
     On a CPU the products of 256 rows are as fast as those of 2,048, and what a token leaves for the backward pass is
     twice as large in float32.
