@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from accord.bench import cell as cells
 from accord.bench import table, work
-from accord.bench.baselines import PLAIN
 from accord.bench.sides import Ours
 from accord.errors import AccordError, ConfigError
+from accord.sampling import local
 
 
 def small(folder, **known) -> cells.Cell:
@@ -89,7 +89,7 @@ def test_both_sides_go_the_same_way(model_folder, tmp_path):
     assert min(a.cpu + b.cpu) > 0
 
 
-@pytest.mark.parametrize("objective", PLAIN)
+@pytest.mark.parametrize("objective", ["dpo", "ulma"])
 def test_the_plain_loop_goes_the_same_way(model_folder, tmp_path, objective):
     ours, theirs = cells.sides_of(small(model_folder, objective=objective, against="plain", k=3), tmp_path)
     ours.prepare()
@@ -100,6 +100,25 @@ def test_the_plain_loop_goes_the_same_way(model_folder, tmp_path, objective):
     b.stop()
     assert a.losses[2] != pytest.approx(a.losses[0], abs=1e-4)
     assert a.losses == pytest.approx(b.losses, rel=1e-5)
+
+
+def test_sampling_is_raced_if_greedy_answers_are_those_of_generate(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(work.MIXES, "balanced", (20, 6))
+    cell = small(model_folder, objective="sample", against="plain", k=3)
+    found = cells.race(cell, tmp_path)
+    assert len(found["ratios"]) == 2
+    assert found["speed"] > 0
+    assert "generate" not in table.lines([found])[1]
+    together = local.together
+
+    def wrong(*args):
+        rows = together(*args)
+        rows[0][0][0] += 1
+        return rows
+
+    monkeypatch.setattr(local, "together", wrong)
+    with pytest.raises(AccordError, match="1 of 4 greedy answers are not those of generate"):
+        cells.race(cell, tmp_path)
 
 
 def test_what_trl_has_not_is_raced_against_the_plain_loop(tmp_path):
@@ -114,7 +133,7 @@ def test_what_trl_has_not_is_raced_against_the_plain_loop(tmp_path):
     assert asked(["ulma"], []) == [("ulma", "itself"), ("ulma", "plain")]
     with pytest.raises(ConfigError, match="tuned has no ulma; it has bradley_terry, dpo, kto, sft"):
         asked(["ulma"], ["tuned"])
-    with pytest.raises(ConfigError, match="plain has no kto; it has dpo, ulma"):
+    with pytest.raises(ConfigError, match="plain has no kto; it has dpo, sample, ulma"):
         asked(["kto"], ["plain"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from accord.data.views import Branch, Counts
 from accord.engine import models
 from accord.engine.logprobs import Row
 from accord.errors import ConfigError
-from accord.sampling import revise
+from accord.sampling import local, revise
 from accord.sampling.local import answer
 from tests.conftest import make_llama, pair_records
 
@@ -38,6 +40,52 @@ def test_the_same_seed_gives_the_same_answers_and_another_one_others(policy):
 def test_greedy_answers_are_alike(policy):
     for first, second in ask(policy, temperature=0)[2]:
         assert first.token_ids == second.token_ids
+
+
+def one_by_one(policy, prompts, limit, stop):
+    """Greedy answers of transformers' `generate`, a prompt at a time."""
+    found = []
+    for ids in prompts:
+        with torch.no_grad(), models.generating(policy) as model:
+            out = model.generate(
+                torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=limit,
+                do_sample=False, eos_token_id=stop, pad_token_id=0,
+            )  # fmt: skip
+        found.append(out[0, len(ids) :].tolist())
+    return found
+
+
+@pytest.mark.parametrize("most", [0, 20])
+def test_answers_that_share_their_prompts_are_those_of_generate_whichever_end_early(policy, most):
+    """Prompts of unequal length, unequally many answers of each, and end tokens that come at other places."""
+    draw = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, 300, (n,), generator=draw).tolist() for n in (5, 31, 12, 12, 3)]
+    asked = [p for p, times in zip(prompts, (1, 3, 2, 4, 1), strict=True) for _ in range(times)]
+    free = one_by_one(policy, prompts, 20, None)
+    ends = sorted({row[3 * i] for i, row in enumerate(free)} | {free[0][0]})[:most]
+    expected = dict(zip(map(tuple, prompts), one_by_one(policy, prompts, 20, ends or None), strict=True))
+    chat = SimpleNamespace(stop_ids=tuple(ends))
+    with models.generating(policy):
+        rows = local.together(policy, chat, asked, 20, 0.0, 1.0)
+    assert [ids for ids, _ in rows] == [expected[tuple(p)] for p in asked]
+    assert len({len(ids) for ids, _ in rows}) > 1 or not ends
+
+
+def test_a_nucleus_draws_from_the_likeliest_tokens_alone(policy):
+    chat, prompts, several = ask(policy, seed=5, top_p=1e-6)
+    assert [[r.token_ids for r in a] for a in several] == [
+        [r.token_ids for r in a] for a in answer(policy, chat, prompts, samples=2, max_new_tokens=9, temperature=0)
+    ]
+    assert all(lp == 0.0 for a in several for r in a for lp in r.sampling_logprobs)
+
+
+def test_what_cannot_share_is_answered_by_generate(policy, monkeypatch):
+    shared = ask(policy, temperature=0)[2]
+    monkeypatch.setattr(policy.scorer, "layout", "padded")
+    monkeypatch.setattr(local, "sharing", None)
+    assert [[r.token_ids for r in a] for a in ask(policy, temperature=0)[2]] == [
+        [r.token_ids for r in a] for a in shared
+    ]
 
 
 def test_sampled_ids_are_trained_as_they_are_and_their_log_probs_are_the_models(policy):

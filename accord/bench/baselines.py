@@ -32,9 +32,9 @@ BASELINES = {
     "fp32": Baseline("TRL's defaults in fp32", False, False, "fp32"),
     "tuned": Baseline("TRL best tuned, fp32", False, True, "fp32"),
     "tuned-bf16": Baseline("TRL best tuned, bf16", True, True, "bf16"),
-    "plain": Baseline("a plain padded loop, fp32", False, True, "fp32"),
+    "plain": Baseline("a plain loop, fp32", False, True, "fp32"),
 }
-PLAIN = ("dpo", "ulma")  # what the plain loop has
+PLAIN = ("dpo", "ulma", "sample")  # what is raced without TRL; `sample` against transformers' generate
 TRAINERS = {"dpo": "DPO", "kto": "KTO", "bradley_terry": "Reward", "sft": "SFT"}
 
 

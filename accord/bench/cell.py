@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from accord.bench import plain
+from accord.bench import answers, plain
 from accord.bench.baselines import BASELINES, Theirs
 from accord.bench.sides import Ours, Turn
 from accord.bench.work import Update, draw, least_work, peak
@@ -28,6 +28,7 @@ LOSS, GRADIENT, CONTROL = 2e-5, 1e-4, 0.05  # what the gates allow
 class Cell:
     """What is raced.
 
+    objective: what is trained, or `sample`: answers are sampled.
     against: a name of `BASELINES`, or `itself`: the control, in which Accord races Accord.
     """
 
@@ -131,6 +132,8 @@ def gate(cell: Cell, folder: Path) -> dict[str, float]:
 def race(cell: Cell, folder: Path) -> dict[str, Any]:
     """Gate, then updates in the order A B B A, each once by either side, and what the two reference passes took."""
     torch.set_num_threads(cell.threads)
+    if cell.objective == "sample":
+        return {"cell": asdict(cell), "machine": machine()} | answers.race(cell, work_of(cell))
     equal = gate(cell, folder / "gate")
     ours, theirs = sides_of(cell, folder)
     assert ours is not None

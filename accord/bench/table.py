@@ -84,7 +84,7 @@ def run(cells: list[Cell], folder: Path, memory: bool, say: Callable[[str], None
         if not file.exists():
             say(f"{cell.name} ...")
             done = _apart("race", cell)
-            if memory and cell.against != "itself":
+            if memory and cell.against != "itself" and cell.objective != "sample":
                 done["memory"] = {who: _apart(who, cell) for who in ("ours", "theirs")}
             write_whole(file, json.dumps(done, indent=1))
         found.append(json.loads(file.read_text()))
@@ -96,7 +96,7 @@ def _code() -> str:
     """Identity of the code whose speed is measured."""
     root = Path(__file__).parents[1]
     digest = hashlib.blake2b(digest_size=5)
-    for wing in ("bench", "engine", "training", "data"):
+    for wing in ("bench", "engine", "training", "data", "sampling"):
         for file in sorted((root / wing).glob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -130,14 +130,15 @@ def lines(found: list[dict[str, Any]]) -> list[str]:
             "tokens/s", "ref x", "memory x"]  # fmt: skip
     rows = [head]
     for f in found:
-        cell, work, used, memory = Cell(**f["cell"]), f["products"], f["utilisation"], f.get("memory")
+        cell, used, memory = Cell(**f["cell"]), f["utilisation"], f.get("memory")
         says = BASELINES[cell.against].says if cell.against in BASELINES else "Accord again (control)"
-        passes = f["reference"]
+        work, passes = f.get("products"), f.get("reference")
+        paid = passes is not None and min(passes.values()) > 0.01
         rows.append([
             cell.objective + (" lora" if cell.lora else ""), cell.mix, str(cell.k), says, f"{f['ratio']:.2f}",
             f"{min(f['ratios']):.2f}-{max(f['ratios']):.2f}", f"{f['wall_ratio']:.2f}", f"{used['accord']:.0%}",
-            f"{used['other']:.0%}", f"{work['accord']:.2f}", f"{work['other']:.2f}", f"{f['speed']:,.0f}",
-            f"{passes['other'] / passes['accord']:.2f}" if passes["accord"] > 0.01 and passes["other"] else "-",
+            f"{used['other']:.0%}", *(f"{work[side]:.2f}" if work else "-" for side in ("accord", "other")),
+            f"{f['speed']:,.0f}", f"{passes['other'] / passes['accord']:.2f}" if paid else "-",
             f"{memory['ours']['peak'] / memory['theirs']['peak']:.2f}" if memory else "-",
         ])  # fmt: skip
     widths = [max(len(r[i]) for r in rows) for i in range(len(head))]

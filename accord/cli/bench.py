@@ -16,7 +16,7 @@ from accord.errors import ConfigError, nearest
 def bench(
     model: Annotated[str, typer.Option(help="tiny (10.9 million random weights), smollm2, or a folder.")] = "tiny",
     preset: Annotated[str, typer.Option(help="ci, small or full: which cells.")] = "small",
-    objective: Annotated[list[str] | None, typer.Option(help="dpo, kto, bradley_terry, sft, ulma; repeatable.")] = None,
+    objective: Annotated[list[str] | None, typer.Option(help="dpo, kto, bradley_terry, sft, ulma, sample.")] = None,
     mix: Annotated[list[str] | None, typer.Option(help="Which part is long: balanced, prompt, response.")] = None,
     against: Annotated[list[str] | None, typer.Option(help="tuned, tuned-bf16, fp32, box, plain, itself.")] = None,
     answers: Annotated[int, typer.Option(help="Answers a prompt; all their pairs are trained.")] = 2,
@@ -26,6 +26,9 @@ def bench(
     output: Annotated[Path, typer.Option(help="Where cells are kept; the command goes on behind them.")] = Path(
         "runs/bench"
     ),
+    equality: Annotated[
+        bool, typer.Option("--equality", help="Race nothing: compare every way to a log-prob, on 16 architectures.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     quiet_libraries()
@@ -33,8 +36,13 @@ def bench(
     from accord.bench.baselines import BASELINES
     from accord.bench.work import MIXES, OBJECTIVES
 
+    if equality:
+        from accord.bench.equality import lines
+
+        typer.echo("\n".join(lines(lambda line: typer.echo(line, err=True))))
+        return
     for what, given, known in (
-        ("preset", [preset], table.PRESETS), ("objective", objective or [], OBJECTIVES),
+        ("preset", [preset], table.PRESETS), ("objective", objective or [], {*OBJECTIVES, "sample"}),
         ("mix", mix or [], MIXES), ("against", against or [], {*BASELINES, "itself"}),
     ):  # fmt: skip
         for name in given:

@@ -44,11 +44,16 @@ class Tree:
 
 @dataclass
 class Layout:
-    """The trees of one packed row of T tokens, and the masks made for them."""
+    """The trees of one packed row of T tokens, and the masks made for them.
+
+    kept: takes keys and values [1, G, T, d] of every layer, if the contexts will be continued by `room` tokens.
+    """
 
     trees: tuple[Tree, ...]
     masks: dict[tuple[int, int | None, torch.device], Tensor] = field(default_factory=dict)
     spans: dict[torch.device, varlen.Spans] = field(default_factory=dict)
+    kept: dict[int, tuple[Tensor, Tensor]] | None = None
+    room: int = 0
 
     def spans_on(self, device: torch.device) -> varlen.Spans:
         if device not in self.spans:
@@ -58,7 +63,7 @@ class Layout:
     @property
     def longest(self) -> int:
         """Tokens of the longest context with one of its responses."""
-        return max(t.context + max(t.responses, default=0) for t in self.trees)
+        return max(t.context + max(t.responses, default=0) for t in self.trees) + self.room
 
     def mask(self, tree: Tree, window: int | None, device: torch.device) -> Tensor:
         """[n, n] True where a query (row) may see a key (column) of the tree; `window` counts positions back."""
@@ -78,7 +83,102 @@ class Layout:
 LOOKED_AT = tuple(Tree(at, 400, (200, 200)) for at in range(0, 8000, 800))  # where ways to attend on a GPU are compared
 
 
-_current: ContextVar[Layout | None] = ContextVar("accord_layout", default=None)
+class Growing:
+    """N answers that grow by a token a pass, beside keys and values of their contexts, which are kept once.
+
+    A row of N tokens, one of each answer, is computed within `attending(growing)`; `grown` is called behind it.
+
+    Args:
+        contexts: what was computed of P contexts, with `kept`.
+        of: the context of each answer, [N].
+    """
+
+    def __init__(self, contexts: Layout, of: Tensor) -> None:
+        assert contexts.kept is not None
+        self.done, self.room = 0, contexts.room
+        lengths = torch.tensor([t.context for t in contexts.trees])
+        width = int(lengths.max())
+        self.mask: Tensor | None = None
+        if int(lengths.min()) < width:
+            self.mask = torch.zeros(len(lengths), 1, 1, width)
+            self.mask.masked_fill_(torch.arange(width) >= lengths[:, None, None, None], float("-inf"))
+        self.contexts = {
+            layer: tuple(_rows(t, contexts.trees, width) for t in _wide(*pair)) for layer, pair in contexts.kept.items()
+        }
+        self.own: dict[int, tuple[Tensor, Tensor]] = {}
+        self._place(of)
+
+    def _place(self, of: Tensor) -> None:
+        """Where each answer's query stands beside the others of its context, for `attend`."""
+        self.of = of
+        counts = torch.bincount(of, minlength=int(of.max()) + 1)
+        order = torch.argsort(of, stable=True)
+        within = torch.empty_like(of)
+        within[order] = torch.arange(len(of)) - (counts.cumsum(0) - counts)[of[order]]
+        self.widest = int(counts.max())
+        self.flat = of * self.widest + within
+
+    def grown(self) -> None:
+        """A token has been added to every answer."""
+        self.done += 1
+
+    def keep(self, which: Tensor) -> None:
+        """From now on only these answers go on."""
+        self.own = {layer: (k[which], v[which]) for layer, (k, v) in self.own.items()}
+        self._place(self.of[which])
+
+    def _with_room(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the answers' own tokens, [N, G, R, d], with R above `done`; R doubles where it must."""
+        held = self.own.get(layer)
+        if held is not None and held[0].shape[2] > self.done:
+            return held
+        size = min(self.room, max(32, 2 * self.done))
+        wider = [t.new_empty(t.shape[2], t.shape[1], size, t.shape[3]) for t in (k, v)]
+        for new, old in zip(wider, held or (), strict=False):
+            new[:, :, : self.done] = old[:, :, : self.done]
+        return wider[0], wider[1]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+        """q [1, H, N, d], k and v [1, G, N, d] of the new tokens -> [1, N, H, d].
+
+        Equation:
+            o = sum_i o_i exp(l_i - l), l = logsumexp(l_1, l_2), of one call over the context, in which all of its
+            answers' queries stand together, and one over the answer's own tokens; heads that share keys are rows too.
+        """
+        heads, groups, answers, width = q.shape[1], k.shape[1], q.shape[2], q.shape[3]
+        dtype = q.dtype
+        q, k, v = _wide(q, k, v)
+        keys, values = self.own[layer] = self._with_room(layer, k, v)
+        keys[:, :, self.done], values[:, :, self.done] = k[0].transpose(0, 1), v[0].transpose(0, 1)
+        q = q[0].transpose(0, 1).reshape(answers, groups, heads // groups, width)
+        here = self.done + 1
+        near, near_norm = _flash(q, keys[:, :, :here], values[:, :, :here], 0.0, False, scale=scale)
+        old_keys, old_values = self.contexts[layer]
+        contexts = len(old_keys)
+        rows = q.new_zeros(contexts * self.widest, *q.shape[1:]).index_copy_(0, self.flat, q)
+        rows = rows.view(contexts, self.widest, *q.shape[1:]).transpose(1, 2).flatten(2, 3)
+        far, far_norm = _flash(rows, old_keys, old_values, 0.0, False, attn_mask=self.mask, scale=scale)
+
+        def back(t: Tensor) -> Tensor:
+            t = t.unflatten(2, (self.widest, -1)).transpose(1, 2).flatten(0, 1)
+            return t.index_select(0, self.flat)
+
+        far, far_norm = back(far), back(far_norm)
+        whole = torch.logaddexp(far_norm, near_norm)
+        out = near * (near_norm - whole).exp_()[..., None]
+        out.addcmul_(far, (far_norm - whole).exp_()[..., None])
+        return out.reshape(1, answers, heads, -1).to(dtype)
+
+
+def _rows(t: Tensor, trees: tuple[Tree, ...], width: int) -> Tensor:
+    """[1, G, T, d] of packed contexts -> [P, G, width, d], filled up on the right."""
+    out = t.new_zeros(len(trees), t.shape[1], width, t.shape[3])
+    for i, tree in enumerate(trees):
+        out[i, :, : tree.context] = t[0, :, tree.start : tree.start + tree.context]
+    return out
+
+
+_current: ContextVar[Layout | Growing | None] = ContextVar("accord_layout", default=None)
 
 
 def again() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
@@ -88,7 +188,7 @@ def again() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractConte
 
 
 @contextlib.contextmanager
-def attending(layout: Layout) -> Iterator[None]:
+def attending(layout: Layout | Growing) -> Iterator[None]:
     """Within, attention named `accord` follows this layout."""
     token = _current.set(layout)
     try:
@@ -128,6 +228,12 @@ def tree_attention(
             raise UnsupportedAttentionError(f"attention with {extra}")
     if kwargs.get("is_causal", True) is False or getattr(module, "is_causal", True) is False:
         raise UnsupportedAttentionError("attention that is not causal")
+    if isinstance(layout, Growing):
+        return layout.attend(module.layer_idx, query, key, value, scaling), None  # type: ignore[arg-type]
+    if layout.kept is not None:
+        if sliding_window is not None and sliding_window < layout.longest:
+            raise UnsupportedAttentionError("a window that is shorter than a context with its answer")
+        layout.kept[module.layer_idx] = key, value  # type: ignore[index]
     if torch.is_autocast_enabled(query.device.type):
         query, key, value = (t.to(torch.get_autocast_dtype(query.device.type)) for t in (query, key, value))
     if sliding_window is None or sliding_window >= layout.longest:

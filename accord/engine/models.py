@@ -640,6 +640,16 @@ def generating(policy: Policy) -> Iterator[Any]:
             _set_attention(scorer, before)
 
 
+@contextmanager
+def sharing(policy: Policy) -> Iterator[Any]:
+    """Within `generating`: the model attends by the layout of its row, as in training."""
+    try:
+        _set_attention(policy.scorer, attention.NAME)
+        yield policy.scorer.causal
+    finally:
+        _set_attention(policy.scorer, "sdpa")
+
+
 # -- identity ---------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,8 @@
 """Who answers? A policy in this process.
 
-Prompts go through transformers' `generate` in shards of fixed composition, each with a seed of its own, so that an
-interrupted or repeated sampling gives the same answers.
+Prompts go in shards of fixed composition, each with a seed of its own, so that an interrupted or repeated sampling
+gives the same answers. On a CPU the answers to a prompt share what was computed of it; else, and where an architecture
+cannot, transformers' `generate` answers.
 """
 
 from __future__ import annotations
@@ -17,15 +18,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TextStreamer,
+    TopPLogitsWarper,
+)
 
 from accord.data.batches import seeded
 from accord.data.chat import Chat
 from accord.data.records import Record, Response, Sampler
-from accord.engine.models import Policy, generating
+from accord.engine import attention
+from accord.engine.logprobs import finish_logits
+from accord.engine.models import Policy, generating, sharing
 from accord.errors import AccordError, ConfigError
 
 SHARD = 64
+KEPT = 0.875  # answers that have ended leave the batch when they are an eighth of it: leaving copies what is kept
 
 
 def answer(
@@ -79,10 +89,16 @@ def answer(
             if (made := shards.known.get(start)) is not None:
                 found |= {(p, k): response for (_, p, k), response in zip(part, made, strict=True)}
                 continue
-            torch.manual_seed(int(seeded(seed, "sample", start // shard).integers(2**31)))
+            draws = int(seeded(seed, "sample", start // shard).integers(2**31))
+            torch.manual_seed(draws)
             asked = [contexts[p] for _, p, _ in part]
             mixture = None if mixed is None else _Mixture(other, mixed[1])
-            rows = _generate(policy, model, chat, asked, max_new_tokens, temperature, top_p, stream, mixture)
+            rows = None
+            if stream is None and mixed is None:
+                rows = together(policy, chat, asked, max_new_tokens, temperature, top_p)
+            if rows is None:
+                torch.manual_seed(draws)
+                rows = _generate(policy, model, chat, asked, max_new_tokens, temperature, top_p, stream, mixture)
             for (_, p, k), (ids, logprobs) in zip(part, rows, strict=True):
                 ended = bool(ids) and ids[-1] in chat.stop_ids
                 words = ids[:-1] if ended else ids
@@ -134,6 +150,62 @@ class Shards:
                 f"{self.path} cannot be written ({error.strerror}); what was sampled before stands in it, and the same "
                 "command goes on"
             ) from error
+
+
+def together(
+    policy: Policy, chat: Chat, contexts: list[list[int]], limit: int, temperature: float, top_p: float
+) -> list[tuple[list[int], list[float]]] | None:
+    """Ids up to and with the end token, and their log-probs, for one shard: each prompt is computed once, without
+    padding, and answers that have ended leave the batch. None where `generate` must do it."""
+    scorer = policy.scorer
+    able = scorer.layout == "shared" and scorer.device.type == "cpu" and policy.gathered is None
+    if not able or not all(contexts):
+        return None
+    places: dict[tuple[int, ...], int] = {}
+    of = torch.tensor([places.setdefault(tuple(c), len(places)) for c in contexts])
+    lengths = torch.tensor([len(c) for c in places])
+    ends = lengths.cumsum(0)
+    trees = tuple(attention.Tree(int(e - n), int(n), ()) for e, n in zip(ends, lengths, strict=True))
+    layout = attention.Layout(trees, kept={}, room=limit)
+    shape = LogitsProcessorList()
+    if temperature > 0:
+        shape += [TemperatureLogitsWarper(temperature)] if temperature != 1.0 else []
+        shape += [TopPLogitsWarper(top_p)] if top_p < 1.0 else []
+    stop = torch.tensor(sorted(chat.stop_ids), dtype=torch.long)
+    rows: list[tuple[list[int], list[float]]] = [([], []) for _ in contexts]
+    order = torch.arange(len(contexts))  # of the answers that are computed, among all
+    going = torch.ones(len(contexts), dtype=torch.bool)
+    with torch.no_grad(), sharing(policy) as causal:
+        body, head = getattr(causal, causal.base_model_prefix), causal.get_output_embeddings()
+
+        def states(tokens: Tensor, places: Tensor, within: attention.Layout | attention.Growing) -> Tensor:
+            with attention.attending(within):
+                return body(input_ids=tokens[None], position_ids=places[None], use_cache=False)[0][0]
+
+        tokens = torch.tensor([token for c in places for token in c])
+        try:
+            hidden = states(tokens, torch.cat([torch.arange(int(n)) for n in lengths]), layout)
+        except attention.UnsupportedAttentionError:
+            return None
+        hidden = hidden[ends - 1][of]
+        growing = attention.Growing(layout, of)
+        for step in range(limit):
+            scores = shape(tokens[None], finish_logits(head(hidden).float(), causal.config))
+            logp = scores.log_softmax(-1)
+            tokens = torch.multinomial(logp.exp(), 1)[:, 0] if temperature > 0 else scores.argmax(-1)
+            found = logp.gather(1, tokens[:, None])[:, 0]
+            for i, token, lp in zip(*(t[going].tolist() for t in (order, tokens, found)), strict=True):
+                rows[i][0].append(token)
+                rows[i][1].append(lp)
+            going &= ~torch.isin(tokens, stop)
+            if step + 1 == limit or not bool(going.any()):
+                break
+            if int(going.sum()) <= len(going) * KEPT:
+                growing.keep(going)
+                order, tokens, going = order[going], tokens[going], going[going]
+            hidden = states(tokens, lengths[growing.of] + step, growing)
+            growing.grown()
+    return rows
 
 
 def _generate(
