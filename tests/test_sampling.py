@@ -79,6 +79,14 @@ def test_a_nucleus_draws_from_the_likeliest_tokens_alone(policy):
     assert all(lp == 0.0 for a in several for r in a for lp in r.sampling_logprobs)
 
 
+def test_tokens_are_drawn_as_often_as_they_are_likely():
+    torch.manual_seed(0)
+    chances = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
+    counts = torch.bincount(local._drawn(chances.expand(20_000, -1)), minlength=6)
+    assert counts[[0, 2, 5]].sum() == 0
+    assert torch.allclose(counts / 20_000, chances, atol=4 * 0.5 / 20_000**0.5)
+
+
 def test_what_cannot_share_is_answered_by_generate(policy, monkeypatch):
     shared = ask(policy, temperature=0)[2]
     monkeypatch.setattr(policy.scorer, "layout", "padded")
@@ -150,8 +158,8 @@ def test_a_mixture_of_one_share_is_that_policy(policy, other):
     def ids(answers):
         return [[r.token_ids for r in several] for several in answers]
 
-    assert ids(ask(policy, seed=3, mixed=(other, 0.0))[2]) == ids(ask(policy, seed=3)[2])
-    assert ids(ask(policy, seed=3, mixed=(other, 1.0))[2]) == ids(ask(other, seed=3)[2])
+    for share, alone in ((0.0, policy), (1.0, other)):
+        assert ids(ask(policy, temperature=0, mixed=(other, share))[2]) == ids(ask(alone, temperature=0)[2])
 
 
 def test_policies_of_different_tokens_are_not_mixed(policy, tmp_path):

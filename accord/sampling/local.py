@@ -191,9 +191,9 @@ def together(
         growing = attention.Growing(layout, of)
         for step in range(limit):
             scores = shape(tokens[None], finish_logits(head(hidden).float(), causal.config))
-            logp = scores.log_softmax(-1)
-            tokens = torch.multinomial(logp.exp(), 1)[:, 0] if temperature > 0 else scores.argmax(-1)
-            found = logp.gather(1, tokens[:, None])[:, 0]
+            chances = scores.softmax(-1)
+            tokens = _drawn(chances) if temperature > 0 else scores.argmax(-1)
+            found = chances.gather(1, tokens[:, None])[:, 0].log()
             for i, token, lp in zip(*(t[going].tolist() for t in (order, tokens, found)), strict=True):
                 rows[i][0].append(token)
                 rows[i][1].append(lp)
@@ -206,6 +206,13 @@ def together(
             hidden = states(tokens, lengths[growing.of] + step, growing)
             growing.grown()
     return rows
+
+
+def _drawn(chances: Tensor) -> Tensor:
+    """A token of each row of probabilities [N, V], by one uniform number; `multinomial` takes one a token."""
+    sums = chances.cumsum(-1, dtype=torch.float64)
+    place = torch.rand(len(sums), 1, dtype=torch.float64) * sums[:, -1:]
+    return torch.searchsorted(sums, place, right=True)[:, 0].clamp(max=sums.shape[1] - 1)
 
 
 def _generate(
