@@ -8,7 +8,7 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from accord.bench import cell as cells
-from accord.bench import table, work
+from accord.bench import scaling, table, work
 from accord.bench.sides import Ours
 from accord.errors import AccordError, ConfigError
 from accord.sampling import local
@@ -64,7 +64,7 @@ def test_a_cell_that_is_stored_is_not_run_again_and_a_control_that_is_uneven_is_
             "reference": {"accord": 1.0, "other": 2.0}, "peak": 1.0,
         }  # fmt: skip
 
-    monkeypatch.setattr(table, "_apart", measured)
+    monkeypatch.setattr(table, "apart", measured)
     both = [small("m", against="itself"), small("m", against="tuned")]
     first = table.run(both[:1], tmp_path, True, lambda line: None)
     again = table.run(both, tmp_path, True, lambda line: None)
@@ -119,6 +119,25 @@ def test_sampling_is_raced_if_greedy_answers_are_those_of_generate(model_folder,
     monkeypatch.setattr(local, "together", wrong)
     with pytest.raises(AccordError, match="1 of 4 greedy answers are not those of generate"):
         cells.race(cell, tmp_path)
+
+
+def test_time_is_fitted_by_tokens_and_attention(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "VOCABULARY", 300)
+    monkeypatch.setattr(work, "MIXES", {"balanced": (12, 8)})
+    monkeypatch.setattr(scaling, "MIXES", work.MIXES)
+    monkeypatch.setattr(scaling, "apart", lambda what, cell: {"peak": 2.0**30 + cell.prompts})
+    found = scaling.measure(model_folder, lambda line: None)
+    assert len(found["updates"]) == len(found["errors"]) == 6
+    assert min(found["weights"]) >= 0
+    update = work.draw("balanced", 2, 2, 1, 300, seed=2)[0]
+    seen = sum(
+        len(p) * (len(p) + 1) / 2 + sum(sum(len(p) + i + 1 for i in range(len(a) - 1)) for a in several)
+        for p, several in zip(update.prompts, update.answers, strict=True)
+    )
+    assert found["updates"][0]["sizes"] == (update.unique, update.trained, seen, 1.0)
+    text = "\n".join(scaling.lines(found))
+    assert "more data and larger batches: 1.00 times the memory" in text
+    assert "16 prompts an update: 1,024 MiB" in text
 
 
 def test_what_trl_has_not_is_raced_against_the_plain_loop(tmp_path):

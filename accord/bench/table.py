@@ -44,6 +44,11 @@ PRESETS = {
 }
 
 
+def folder_of(model: str) -> Path:
+    """Where its weights lie; those of `tiny` are made."""
+    return random_model(cache_root() / "bench" / "tiny") if model == "tiny" else Path(resolve(model))
+
+
 def cells_of(
     preset: Preset, model: str, *, objectives: list[str], mixes: list[str], against: list[str], k: int, lora: bool,
     threads: int, updates: int = 0,
@@ -55,11 +60,7 @@ def cells_of(
     Raises:
         ConfigError: an opponent that is named has none of the objectives.
     """
-    if model == "tiny":
-        folder = str(random_model(cache_root() / "bench" / "tiny"))
-    else:
-        folder = str(resolve(model))
-    cells = []
+    folder, cells = str(folder_of(model)), []
     for objective, mix in product(objectives or preset.objectives, mixes or preset.mixes):
         for other in against or (preset.against if objective in TRAINERS else ("itself", "plain")):
             if other != "itself" and objective not in (PLAIN if other == "plain" else TRAINERS):
@@ -83,9 +84,9 @@ def run(cells: list[Cell], folder: Path, memory: bool, say: Callable[[str], None
         file = folder / f"{cell.name}-{_code()}.json"
         if not file.exists():
             say(f"{cell.name} ...")
-            done = _apart("race", cell)
+            done = apart("race", cell)
             if memory and cell.against != "itself" and cell.objective != "sample":
-                done["memory"] = {who: _apart(who, cell) for who in ("ours", "theirs")}
+                done["memory"] = {who: apart(who, cell) for who in ("ours", "theirs")}
             write_whole(file, json.dumps(done, indent=1))
         found.append(json.loads(file.read_text()))
         say("\n".join(lines(found[-1:])[1:]))
@@ -102,7 +103,7 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def _apart(what: str, cell: Cell) -> dict[str, Any]:
+def apart(what: str, cell: Cell) -> dict[str, Any]:
     """One measurement in a process of its own."""
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "0"}
     environment = os.environ | quiet | {"OMP_NUM_THREADS": str(cell.threads), "CUDA_MODULE_LOADING": "LAZY"}

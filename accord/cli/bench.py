@@ -29,6 +29,9 @@ def bench(
     equality: Annotated[
         bool, typer.Option("--equality", help="Race nothing: compare every way to a log-prob, on 16 architectures.")
     ] = False,
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="Race nobody: what more tokens, answers, data and larger batches cost.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     quiet_libraries()
@@ -40,6 +43,12 @@ def bench(
         from accord.bench.equality import lines
 
         typer.echo("\n".join(lines(lambda line: typer.echo(line, err=True))))
+        return
+    if scaling:
+        from accord.bench import scaling as scales
+
+        found = scales.measure(table.folder_of(model), lambda line: typer.echo(line, err=True))
+        typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(scales.lines(found)))
         return
     for what, given, known in (
         ("preset", [preset], table.PRESETS), ("objective", objective or [], {*OBJECTIVES, "sample"}),
@@ -55,8 +64,8 @@ def bench(
         chosen, model, objectives=objective or [], mixes=mix or [], against=against or [], k=answers, lora=lora,
         threads=threads, updates=updates,
     )  # fmt: skip
-    found = table.run(cells, output, chosen.memory, lambda line: typer.echo(line, err=True))
-    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(table.lines(found)))
-    for line in (void := table.control_fails(found)):
+    cells_found = table.run(cells, output, chosen.memory, lambda line: typer.echo(line, err=True))
+    typer.echo(json.dumps(cells_found, indent=2) if as_json else "\n".join(table.lines(cells_found)))
+    for line in (void := table.control_fails(cells_found)):
         typer.echo(f"the control fails, so these ratios are void: {line}", err=True)
     raise typer.Exit(int(bool(void)))
