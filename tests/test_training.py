@@ -42,6 +42,7 @@ from tests.conftest import make_llama, make_tokenizer, mixed_records, pair_recor
 MIXED = {"pairs": "dpo", "demonstrations": "sft", "ratings": "ulma"}
 WITH_HEAD = {**MIXED, "ratings": {"name": "ulma", "log_z": "head"}}
 WITH_KTO = {**WITH_HEAD, "labels": "kto"}
+WITH_BCO = {**WITH_HEAD, "labels": "bco"}
 LAYOUTS = ("shared", "packed", "padded")
 TINY = {"device": "cpu", "precision": "fp32", "quiet": True}
 
@@ -149,11 +150,11 @@ def only(batch: Batch, name: str) -> Batch:
 # -- laws of the step -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", [WITH_HEAD, WITH_KTO], ids=["direct", "scored first"])
+@pytest.mark.parametrize("objective", [WITH_HEAD, WITH_KTO, WITH_BCO], ids=["direct", "anchored", "scored first"])
 def test_layout_budget_and_reference_mode_change_speed_and_never_the_update(objective):
     plain = make(objective)
     loss, grads = plain.loss(), plain.gradient()
-    assert plain.step.collect(plain.schedule.batch(0), 0).direct == (objective is WITH_HEAD)
+    assert plain.step.collect(plain.schedule.batch(0), 0).direct == (objective is not WITH_BCO)
     head = plain.policy.scorer.heads["log_z"].linear.weight
     assert bool(next(g for g, p in zip(grads, plain.step.parameters, strict=True) if p is head).abs().max() > 0)
     for change in ({"layout": "packed"}, {"layout": "padded"}, {"budget": 1}, {"budget": 90}, {"mode": "live"}):
@@ -162,17 +163,35 @@ def test_layout_budget_and_reference_mode_change_speed_and_never_the_update(obje
         assert_alike(other.gradient(), grads)
 
 
-def test_each_terms_gradient_in_a_mixed_run_is_that_of_the_term_alone():
-    made = make(WITH_KTO, partition="term", budget=90)
+@pytest.mark.parametrize("objective", [WITH_KTO, WITH_BCO], ids=["anchored", "scored first"])
+def test_each_terms_gradient_in_a_mixed_run_is_that_of_the_term_alone(objective):
+    made = make(objective, partition="term", budget=90)
     batch = made.schedule.batch(0)
     sets = made.gradients(batch)
-    whole = make(WITH_KTO)
-    assert sorted(sets) == sorted(WITH_KTO)
+    whole = make(objective)
+    assert sorted(sets) == sorted(objective)
     for name, grads in sets.items():
-        alone = make({name: WITH_KTO[name]}, heads=("log_z",))
+        alone = make({name: objective[name]}, heads=("log_z",))
         assert_alike(alone.gradient(only(batch, name)), grads)
-        assert alone.step.collect(only(batch, name), 0).direct == (name != "labels")  # direct equals scored first
+        first = objective[name] == "bco"  # direct equals scored first
+        assert alone.step.collect(only(batch, name), 0).direct != first
     assert_alike([sum(parts) for parts in zip(*sets.values(), strict=True)], whole.gradient(batch))
+
+
+def test_where_only_other_prompts_answers_must_be_scored_first_the_rest_is_computed_once(monkeypatch):
+    made = make({"labels": "kto"}, budget=90)
+    passes: list[int] = []
+    monkeypatch.setattr(
+        made.step, "score", lambda micro, score=made.step.score: passes.extend(micro.sequences.tolist()) or score(micro)
+    )
+    loss, grads = made.loss(), made.gradient()
+    batch = made.step.complete(made.schedule.batch(0))
+    assert sorted(passes) == sorted(2 * list(range(len(batch.sequences))))
+    passes.clear()
+    monkeypatch.setattr(type(made.step.terms["labels"]), "anchored", False)
+    assert made.loss() == pytest.approx(loss, rel=1e-6)
+    assert_alike(made.gradient(), grads)
+    assert len(passes) / 2 == len(batch.sequences) + (~batch.silent).sum()
 
 
 def triple_first(sets, state):
@@ -186,7 +205,7 @@ def triple_first(sets, state):
 
 @pytest.mark.parametrize("scored_first", [False, True])
 def test_sources_have_gradients_of_their_own_and_the_rule_combines_them(scored_first):
-    objective = {"pairs": "dpo", "labels": "kto"} if scored_first else {"pairs": "dpo"}
+    objective = {"pairs": "dpo", "labels": "bco"} if scored_first else {"pairs": "dpo"}
     made = make(objective, partition="source", combine=triple_first)
     batch = made.schedule.batch(0)
     names = ["labels", "others", "pairs"] if scored_first else ["others", "pairs"]
@@ -606,14 +625,13 @@ class Broken:
         return found
 
 
-@pytest.mark.parametrize("scored_first", [False, True])
-def test_a_loss_that_is_not_finite_names_the_record_and_leaves_the_weights(scored_first, tmp_path):
+@pytest.mark.parametrize("objective", ["dpo", {"pairs": "dpo", "labels": "kto"}, "aot_paired"])
+def test_a_loss_that_is_not_finite_names_the_record_and_leaves_the_weights(objective, tmp_path):
     file = tmp_path / "feedback.jsonl"
     file.write_text("".join(r.to_json() + "\n" for r in all_records()))
     from accord.data import sources
 
     records = sources.load(str(file)).records
-    objective = {"pairs": "dpo", "labels": "kto"} if scored_first else "dpo"
     made = make(objective, records=records, budget=60)
     step, before = made.step, made.step.snapshot()
     step.references["ref"] = Broken(step.references["ref"])

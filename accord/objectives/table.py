@@ -133,7 +133,8 @@ class Row:
     init: its value at policy = reference, as an expression over its options and `log` (`log(2)`, `1/(4*tau**2)`),
         and for points over `value`; or None where it has no fixed one.
     invariance: `shift` if adding a constant of the prompt to every log-ratio changes nothing, else None.
-    stats: name of the function beside it that sees the global batch first; stats_needs: what that one needs.
+    stats: name of the function beside it that sees the global batch first; stats_needs: what that one needs;
+        stats_reads: what of it, and of what the row feeds on, its body reads.
     couples: `batch` if its losses cannot be computed example by example.
     classes: `both` if every batch must hold good and bad examples.
     values: `probability` if the value of a point is taken for P(good), and must lie in [0, 1]; `scores` if both
@@ -168,6 +169,7 @@ class Row:
     aliases: tuple[str, ...] = ()
     exceptions: dict[str, str] = field(default_factory=dict)
     stats_needs: tuple[str, ...] = ()
+    stats_reads: frozenset[str] = frozenset()
 
     @property
     def needs_reference(self) -> bool:
@@ -187,6 +189,12 @@ class Row:
     def scores_batch_first(self) -> bool:
         """True if the whole global batch must be scored before any loss is known."""
         return self.stats is not None or self.couples is not None
+
+    @property
+    def anchored(self) -> bool:
+        """True if only answers to other prompts, which get no gradient, must be scored before any loss is known."""
+        others = {n for n in self.stats_needs if n.endswith("mismatched")}
+        return self.couples is None and bool(self.stats_reads) and self.stats_reads <= others
 
     @property
     def summary(self) -> str:
@@ -265,8 +273,15 @@ def _read(node: ast.FunctionDef, module: str, facts: dict[str, Any], stats: ast.
         options=options,
         doc=ast.get_docstring(node) or "",
         stats_needs=tuple(a.arg for a in _positional(stats)[1:]) if stats else (),
+        stats_reads=_reads(stats) if stats else frozenset(),
         **facts,
     )
+
+
+def _reads(node: ast.FunctionDef) -> frozenset[str]:
+    """The tensors among a function's arguments that its body reads."""
+    loaded = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    return frozenset(a.arg for a in _positional(node) if a.arg in loaded)
 
 
 def _positional(node: ast.FunctionDef) -> list[ast.arg]:

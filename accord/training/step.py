@@ -56,7 +56,8 @@ class Collected:
 
     direct: objectives are evaluated micro-batch by micro-batch (every example lies in one of them, no term couples
     the batch); else the batch is scored first, with the `silent` micro-batches that get no gradient, and `leaves` holds
-    it. fixed: log-probs that are no leaves (references, sampling) by name and sequence, [R] each.
+    it. Where statistics are of silent ones alone, these are scored first, and the others directly. fixed:
+    log-probs that are no leaves (references, sampling) by name and sequence, [R] each.
     """
 
     batch: Batch
@@ -185,26 +186,33 @@ class Step:
         """Counts, fetches the references, packs; scores the whole batch if a row asks for it."""
         batch = self.complete(batch)
         divisors = {name: self.units(name, batch, examples) for name, examples in batch.terms.items()}
-        direct = not any(self.terms[name].scores_batch_first for name in batch.terms)
+        coupled = [self.terms[name] for name in batch.terms if self.terms[name].scores_batch_first]
+        plainly = train and self.rule is None and self.way == "plain"
+        anchored = bool(coupled) and plainly and all(term.anchored for term in coupled)
+        direct = anchored or not coupled
         trained = [(i,) for i in range(len(batch.sequences)) if not batch.silent[i]]
         units = [places for _, _, places in batch.examples()] if direct else trained
+        if anchored:
+            units = [tuple(i for i in places if not batch.silent[i]) for places in units]
         micros, owned = self.mine(batch, units)
         if train and direct and self.rule is not None and self.rule.on == "head" and len(micros) > 1:
             direct = False  # shares are known when all of the batch has been scored
             micros, owned = self.mine(batch, trained)
-        silent, _ = self.mine(batch, [] if direct else [(int(i),) for i in np.flatnonzero(batch.silent)])
+        ahead = anchored or not direct
+        silent, _ = self.mine(batch, [(int(i),) for i in np.flatnonzero(batch.silent)] if ahead else [])
         extra = {
             "progress": progress,
             "noise": lambda record: seeded(self.seed, number, self.records[record].id).random(),
         }
         collected = Collected(batch, number, micros, owned, silent, divisors, self._fixed(batch), direct, extra)
-        if not direct:
-            collected.leaves = self._score_all(collected, train)
+        if ahead:
+            leaves = self._score_all(collected, train, silent=anchored)
             for name, examples in batch.terms.items():
                 with torch.no_grad():
                     collected.stats[name] = statistics(
-                        self.terms[name], examples, collected.leaves, extra, self.objective_state[name]
+                        self.terms[name], examples, leaves, extra, self.objective_state[name]
                     )
+            collected.leaves = None if anchored else leaves
         return collected
 
     def complete(self, batch: Batch) -> Batch:
@@ -481,14 +489,17 @@ class Step:
             parts = [known.get(i, torch.zeros(size[i])) for i in dict.fromkeys(owner.tolist())]
             leaves.tokens[name] = torch.cat(parts).to(leaves.owner.device, self.dtype)
 
-    def _score_all(self, collected: Collected, train: bool) -> Leaves:
-        """Every sequence of the global batch scored without gradient and gathered from all processes.
+    def _score_all(self, collected: Collected, train: bool, silent: bool = False) -> Leaves:
+        """Every sequence of the global batch, or every silent one, scored without gradient and gathered from all
+        processes.
 
         Under `train` adapters drop out what they will drop out in the backward pass.
         """
         found: dict[int, dict[str, Tensor]] = {}
         every = [*zip(collected.micros, collected.owned, strict=True), *((m, True) for m in collected.silent)]
         for number, (micro, own) in enumerate(every):
+            if silent and number < len(collected.micros):
+                continue
             with torch.no_grad(), adapter_dropout(self.scorer) if train else no_dropout(self.scorer):
                 self.draw(collected, number)
                 out = {k: v.float().cpu() for k, v in self.score(micro).items()}

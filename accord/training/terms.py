@@ -94,6 +94,11 @@ class Term:
         return any(row.scores_batch_first for row, _, _ in self.parts)
 
     @property
+    def anchored(self) -> bool:
+        """Whether of all that must be scored first nothing is trained."""
+        return all(row.anchored for row, _, _ in self.parts if row.scores_batch_first)
+
+    @property
     def both_classes(self) -> bool:
         return any(row.classes == "both" for row, _, _ in self.parts)
 
