@@ -893,7 +893,7 @@ def test_a_run_folder_tells_everything(model_folder, tmp_path):
 
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["layout"] == "shared"
-    assert config["tokens_per_micro_batch"] == 1024
+    assert config["tokens_per_micro_batch"] == 768
     assert config["objective"] == WITH_KTO
     with pytest.raises(ConfigError, match="holds a finished run"):
         train(model_folder, tmp_path / "run")
