@@ -172,6 +172,7 @@ def together(
         shape += [TemperatureLogitsWarper(temperature)] if temperature != 1.0 else []
         shape += [TopPLogitsWarper(top_p)] if top_p < 1.0 else []
     stop = torch.tensor(sorted(chat.stop_ids), dtype=torch.long)
+    none: Any = None  # warpers look at scores alone
     rows: list[tuple[list[int], list[float]]] = [([], []) for _ in contexts]
     order = torch.arange(len(contexts))  # of the answers that are computed, among all
     going = torch.ones(len(contexts), dtype=torch.bool)
@@ -190,7 +191,7 @@ def together(
         hidden = hidden[ends - 1][of]
         growing = attention.Growing(layout, of)
         for step in range(limit):
-            scores = shape(tokens[None], finish_logits(head(hidden).float(), causal.config))
+            scores: Tensor = shape(none, finish_logits(head(hidden).float(), causal.config))
             chances = scores.softmax(-1)
             tokens = _drawn(chances) if temperature > 0 else scores.argmax(-1)
             found = chances.gather(1, tokens[:, None])[:, 0].log()
