@@ -89,8 +89,9 @@ class Plain:
             [gather(corpus, {objective: part.tolist()}) for part in np.split(np.array(examples), len(update.prompts))]
             for examples, update in zip(order, updates, strict=True)
         ]
-        self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        self.model = self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()  # dropout off, as the reference has it
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = loaded.to(device).eval()  # dropout off, as the reference has it
         began = time.process_time()
         with torch.no_grad():
             known = [[log_probs(self.model, batch, self.model.device) for batch in parts] for parts in self.updates]
