@@ -99,7 +99,7 @@ def least_work(model: Any, update: Update, objective: str, lora: bool = False) -
     Equation:
         forward = 2 W U + 4 h A + 2 V h R: W weights of the layers' matrices, U unique tokens, A the pairs of query and
         key in a layer, h the width of the heads together, times layers; V words, R trained tokens. Backward is twice
-        that, once with frozen weights. KTO's mismatched answers are a further forward pass of their tokens.
+        that, once with frozen weights. KTO's mismatched answers, one a prompt, are a further forward pass.
 
     A reference costs nothing here: it is computed once per data set.
     """
@@ -127,9 +127,10 @@ def least_work(model: Any, update: Update, objective: str, lora: bool = False) -
     once = forward(sum(sizes) + answers, seen, answers + sum(map(len, chosen)))
     total = (2 if lora else 3) * once
     if objective == "kto":
-        others = [*chosen[1:], chosen[0]]
+        others = [several[:1] for several in (*chosen[1:], chosen[0])]  # both see the first of the next prompt's
         seen = sum(area(several, p, False) for several, p in zip(others, sizes, strict=True))
-        total += forward(answers, seen, answers + sum(map(len, chosen)))
+        tokens = sum(len(several[0]) for several in others)
+        total += forward(tokens - len(others), seen, tokens)
     return total
 
 

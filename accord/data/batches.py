@@ -661,7 +661,8 @@ def with_mismatched(batch: Batch, name: str) -> Batch:
     """Adds to term `name` the role `mismatched`: each example's prompt followed by the next example's response (its
     first turn, where its turns are sequences of their own).
 
-    The next example is the first one behind (around the end) whose prompt is another; the new sequences are silent.
+    The next example is the first one behind (around the end) whose prompt is another; the new sequences are silent, and
+    examples of one prompt that come to the same response share one.
 
     Raises:
         ConfigError: every example of the batch has the same prompt.
@@ -674,13 +675,18 @@ def with_mismatched(batch: Batch, name: str) -> Batch:
             f"{name!r} compares with other prompts' responses, but all {len(own)} examples of an update have the same "
             "prompt: raise batch_size, or bring feedback on more prompts"
         )
-    added = []
+    added: list[Sequence] = []
+    places: dict[tuple[bytes, int], int] = {}
+    index = []
     for i in range(len(own)):
         other = next(j % len(own) for j in range(i + 1, i + len(own)) if contexts[j % len(own)] != contexts[i])
-        answer = batch.sequences[own[other]]
-        added.append(Sequence(batch.sequences[own[i]].context, answer.ids, answer.trained))
-    n = len(batch.sequences)
-    roles = {**term.roles, "mismatched": np.arange(n, n + len(added))}
+        key = contexts[i], int(own[other])
+        if key not in places:
+            places[key] = len(batch.sequences) + len(added)
+            answer = batch.sequences[own[other]]
+            added.append(Sequence(batch.sequences[own[i]].context, answer.ids, answer.trained))
+        index.append(places[key])
+    roles = {**term.roles, "mismatched": np.array(index)}
     return Batch(
         [*batch.sequences, *added],
         {**batch.terms, name: TermBatch(term.kind, roles, term.values, term.weight, term.records, term.sources)},
