@@ -1081,6 +1081,43 @@ def test_scores_are_asked_for_and_lengths_are_not_chosen_twice(model_folder, tmp
 # -- less memory ------------------------------------------------------------------------------------------------------
 
 
+def test_what_a_token_leaves_is_measured(model_folder):
+    """As much as a row of twenty times as many tokens leaves, by token; less where layers are computed again."""
+    plain, again = (
+        models.load(str(model_folder), device="cpu", precision="fp32", gradient_checkpointing=c).scorer
+        for c in (False, True)
+    )
+    draw = np.random.default_rng(0)
+
+    def sequences(times):
+        return [Sequence(*(draw.integers(0, 300, n).astype(np.int32) for n in (20 * times, 10 * times)),
+                         np.ones(10 * times, bool)) for _ in range(3)]  # fmt: skip
+
+    (less, few), (more, many) = (models._left(plain, sequences(times)) for times in (1, 10))
+    each = models.memory_of_a_token(plain)
+    assert 0.8 < each / ((more - less) / (many - few)) < 1.25
+    assert 0 < models.memory_of_a_token(again) < each / 2
+
+
+def test_micro_batches_are_as_large_as_memory_allows(model_folder, tmp_path, monkeypatch, capsys):
+    scorer = models.load(str(model_folder), device="cpu", precision="fp32").scorer
+    beside = scorer.chunk_bytes + 12 * sum(p.numel() for p in scorer.parameters())
+    each = models.memory_of_a_token(scorer)
+
+    def tokens(free):
+        return run.token_budget("auto", scorer, int(free))
+
+    assert tokens(1e12) == run.usual_budget(scorer) == 768
+    assert tokens(beside + 2 * 500 * each) == 384  # 500 fit into half of it, in steps of 128
+    assert tokens(0) == 128
+    assert run.token_budget(50, scorer, 0) == 50
+    monkeypatch.setattr(models, "free_memory", lambda device: int(beside + 2 * 500 * each))
+    loud = {k: v for k, v in TINY.items() if k != "quiet"}
+    accord.train(str(model_folder), pair_records(8), "dpo", output=str(tmp_path / "r"), max_steps=1, **loud)
+    assert "micro-batches of 384 tokens" in capsys.readouterr().out
+    assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["tokens_per_micro_batch"] == 384
+
+
 @pytest.mark.parametrize("layout", ["shared", "padded"])
 @pytest.mark.parametrize("lora", [None, models.LoraOptions(rank=2, dropout=0.3)])
 def test_gradient_checkpointing_changes_memory_and_no_gradient(layout, lora, model_folder):

@@ -575,6 +575,45 @@ def _probe_plain(scorer: Scorer) -> tuple[list[torch.Tensor], list[Sequence]]:
     return expected, sequences
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free where a device computes, or None where nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        rows = (line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return next(int(value.split()[0]) * 1024 for name, value in rows if name == "MemAvailable")
+    except (OSError, StopIteration):
+        return None
+
+
+def memory_of_a_token(scorer: Scorer) -> float:
+    """Bytes that one more token leaves in the trunk for the backward pass, measured on made-up sequences."""
+    held, scorer.below = scorer.below, None
+    try:
+        few, many = (_left(scorer, _made_up(scorer)[:n]) for n in (3, 6))
+    finally:
+        scorer.below = held
+    return max(0.0, (many[0] - few[0]) / (many[1] - few[1]))  # weights that autocast has copied are in both
+
+
+def _left(scorer: Scorer, sequences: list[Sequence]) -> tuple[int, int]:
+    """Bytes that are kept for the backward pass, and tokens of the row."""
+    row = Row.of(pack(sequences, range(len(sequences)), scorer.layout, keep_last=True), scorer.device)
+    weights = {t.untyped_storage().data_ptr() for t in (*scorer.parameters(), *scorer.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), no_dropout(scorer), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        out = scorer(row, ("hidden",), logp=False)  # alive until all is counted: memory that is given back comes again
+    del out
+    return sum(kept.values()), row.tokens.numel()
+
+
 def _made_up(scorer: Scorer) -> list[Sequence]:
     vocabulary = scorer.causal.get_input_embeddings().weight.shape[0]
     draw = np.random.default_rng(0)

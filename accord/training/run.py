@@ -327,7 +327,9 @@ def train(
     if lacking and (eval_data is not None or eval_fraction or eval_steps):
         say(f"{lacking}: there are no evaluations" + (", and eval_steps is without effect" if eval_steps else ""))
     steps = updates(plan_of_batches)
-    budget = token_budget(tokens_per_micro_batch, scorer)
+    budget = min(processes.gather(token_budget(tokens_per_micro_batch, scorer)))
+    if tokens_per_micro_batch == "auto" and budget < usual_budget(scorer):
+        say(f"micro-batches of {budget:,} tokens: {usual_budget(scorer):,} would fill the memory that is free")
     if learning_rate is None:
         learning_rate = default_rate(terms, lora_options)
     for what, times in counts.totals().items():
@@ -603,17 +605,42 @@ def choose_cpu(device: str) -> bool:
     return models.choose_device(device).type == "cpu"  # type: ignore[arg-type]
 
 
-def token_budget(asked: int | str, scorer: Scorer) -> int:
-    """Tokens of a micro-batch: 16,384 on a GPU, else 2,048 in bf16 and 768 in float32, or what the user says.
+LEAST_TOKENS = 128  # of a micro-batch: fewer make it slow
+ROOM = 0.5  # of the free memory that micro-batches may take; a live reference and other programs want some, too
+
+
+def usual_budget(scorer: Scorer) -> int:
+    """Tokens of a micro-batch where memory is no matter: 16,384 on a GPU, 2,048 on a CPU in bf16 and 768 in float32.
 
     On a CPU the products of 256 rows are as fast as those of 2,048, and what a token leaves for the backward pass is
     twice as large in float32.
     """
-    if asked == "auto":
-        return 16_384 if scorer.device.type == "cuda" else 768 if scorer.compute == torch.float32 else 2_048
-    if not isinstance(asked, int) or asked < 1:
-        raise ConfigError(f"tokens_per_micro_batch={asked!r} must be a number of tokens, or auto")
-    return asked
+    return 16_384 if scorer.device.type == "cuda" else 768 if scorer.compute == torch.float32 else 2_048
+
+
+def token_budget(asked: int | str, scorer: Scorer, free: int | None = None) -> int:
+    """Tokens of a micro-batch: what the user says; else the usual, or as many as fit.
+
+    What fits: half of the memory that is free beside gradients and two moments of what is
+    trained, over what a token is measured to leave (`models.memory_of_a_token`), in steps of 128.
+
+    Args:
+        free: bytes, by default those of the device now.
+    """
+    if asked != "auto":
+        if not isinstance(asked, int) or asked < 1:
+            raise ConfigError(f"tokens_per_micro_batch={asked!r} must be a number of tokens, or auto")
+        return asked
+    most = usual_budget(scorer)
+    free = models.free_memory(scorer.device) if free is None else free
+    if free is None:
+        return most
+    coming = sum(3 * p.numel() * p.element_size() for p in scorer.parameters() if p.requires_grad)
+    room = ROOM * (free - coming - scorer.chunk_bytes)
+    each = models.memory_of_a_token(scorer)
+    if not each or room >= most * each:
+        return most
+    return max(LEAST_TOKENS, int(room / each) // LEAST_TOKENS * LEAST_TOKENS)
 
 
 def parameter_groups(

@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -28,6 +27,7 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from accord.data.batches import Batch, TermBatch
+from accord.engine import models
 from accord.errors import ConfigError, nearest
 from accord.training.terms import SIDES
 
@@ -307,15 +307,6 @@ def min_norm(inner: np.ndarray) -> np.ndarray:
     return found / found.sum()
 
 
-def free_memory() -> int | None:
-    """Bytes that are free on this machine, or None where nobody says."""
-    try:
-        rows = (line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return next(int(value.split()[0]) * 1024 for name, value in rows if name == "MemAvailable")
-    except (OSError, StopIteration):
-        return None
-
-
 # -- the setting -------------------------------------------------------------------------------------------------------
 
 
@@ -463,7 +454,7 @@ class Sharing:
             return line
         size = len(who) * sum(p.numel() * p.element_size() for p in trained)
         needs = f"{len(who)} backward passes an update, and {size / 2**30:.1f} GiB for a gradient of each"
-        free = free_memory() if cpu else torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+        free = models.free_memory(torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda"))
         if free is not None and size > free:
             raise ConfigError(
                 f"sharing_on={rule.on!r} takes {needs}, and {free / 2**30:.1f} GiB are free: set sharing_on: last_layer"
