@@ -41,10 +41,9 @@ from accord.online import judging
 from accord.online.advantages import AdvantageOptions, Memory
 from accord.online.pairing import READS_GIVEN, WITH_REFERENCE, WITHOUT_JUDGE, PairOptions, comparisons, known, pair
 from accord.online.rollouts import said_of, weighed
+from accord.sampling import revise as revising
 from accord.sampling.local import SHARD, answer
 from accord.sampling.remote import Remote
-from accord.sampling.revise import beside as stood_beside
-from accord.sampling.revise import questions
 from accord.sinks import write_json
 from accord.training import plan
 from accord.training import run as training
@@ -370,7 +369,7 @@ class Round:
             policy, chat = _policy(self.start if who == "policy" else who, own)
             ask = partial(answer, policy, chat)
             del policy
-        asked = questions(records, by.get("request", plan.REVISE))
+        asked = revising.questions(records, by.get("request", plan.REVISE))
         room, order = _that_fit(asked, chat, how["max_new_tokens"], counts, "not revised: an answer behind which a "
                                 "revision has no room within max_length")  # fmt: skip
         fits = {id(record): i for i, record in enumerate(room)}
@@ -383,7 +382,7 @@ class Round:
         del ask, chat
         gc.collect()
         none = Failure("no room")
-        made = stood_beside(records, [found[fits[id(q)]] if id(q) in fits else none for q in asked])
+        made = revising.beside(records, [found[fits[id(q)]] if id(q) in fits else none for q in asked])
         if not made:
             raise AccordError(f"no answer was revised: {next(iter(counts.totals()))}")
         if len(made) < len(records):
