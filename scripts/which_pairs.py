@@ -9,9 +9,10 @@ next to the policy's best and worst, so that the ways differ in whose answers th
 
 `strengths` (OSP): an online loop whose judge sees the rule's score with noise. It ranks four answers; DPO learns the
 order, soft DPO how sure the judge is (calibrated on answers of the start), smoothed DPO the same doubt of every pair.
+Each has the beta of three that is best for it, since a strength p stops at a margin of logit(p) / beta.
 
-What is chosen by looking (a rate) is chosen with a seed that is not among those reported. The tokens are said first.
-Intervals are Student's, over seeds.
+What is chosen by looking (a rate, a beta) is chosen with a seed that is not among those reported. The tokens are said
+first. Intervals are Student's, over seeds.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def scenarios(given: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], lis
 
 # -- how sure is the judge? --------------------------------------------------------------------------------------------
 
-ROUNDS, PROMPTS, SAMPLES = 4, 48, 4
+ROUNDS, PROMPTS, SAMPLES, RATE, BETAS = 4, 48, 4, 1e-3, (0.1, 0.03, 0.01)
 
 
 def noisy(record: Record, spread: float = 0.2, seed: int = 0) -> list[float]:
@@ -160,16 +161,15 @@ def judge_of_start(start: models.Policy) -> tuple[float, float, float]:
     return scale, right, float((1 / (1 + np.exp(scale * np.abs(seen)))).mean())
 
 
-def strength(way: dict[str, Any], rate: float, seed: int, start: models.Policy, given: argparse.Namespace,
+def strength(way: dict[str, Any], beta: float, seed: int, start: models.Policy, given: argparse.Namespace,
              name: str) -> Numbers:  # fmt: skip
     """What a loop with the noisy judge does to the rule's score."""
-    way = dict(way)
-    words = way.pop("judge", f"{Path(__file__).resolve()}:noisy,seed={seed}")
+    words = f"{Path(__file__).resolve()}:noisy,seed={seed}"
     prompts = [Record(prompt=r.prompt) for r in sources.load("slogans").records][: ROUNDS * PROMPTS]
     done = loop(
-        given.model, prompts, words, output=str(given.output / f"{name}-{rate:g}-{seed}".replace(" ", "-")), seed=seed,
-        rounds=ROUNDS, prompts_per_round=PROMPTS, samples=SAMPLES, max_new_tokens=NEW_TOKENS, learning_rate=rate,
-        epochs=2, batch_size=PROMPTS * math.comb(SAMPLES, 2) // 2, beta=0.1, reference="fixed", schedule="constant",
+        given.model, prompts, words, output=str(given.output / f"{name}-{beta:g}-{seed}"), seed=seed, rounds=ROUNDS,
+        prompts_per_round=PROMPTS, samples=SAMPLES, max_new_tokens=NEW_TOKENS, learning_rate=RATE, beta=beta,
+        epochs=2, batch_size=PROMPTS * math.comb(SAMPLES, 2) // 2, reference="fixed", schedule="constant",
         warmup=0.0, device="cpu", precision="fp32", probe_every=None, keep_models=1, quiet=True, **way,
     )  # fmt: skip
     return gained(opened(str(done.model)), start, seed)
@@ -184,15 +184,16 @@ def strengths(given: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], lis
         "smoothed": {"objective": "soft_dpo", "pair": ranked | {"label": "smoothed", "smoothing": doubt}},
         "soft": {"objective": "soft_dpo", "pair": ranked | {"label": "soft"}},
     }
-    runs, answers = len(ways) * (len(RATES) + len(given.seeds)), ROUNDS * PROMPTS * SAMPLES
+    runs, answers = len(ways) * (len(BETAS) + len(given.seeds)), ROUNDS * PROMPTS * SAMPLES
     print(f"{runs} runs of {answers} answers: at most {runs * (answers + 336) * NEW_TOKENS:,} tokens sampled")
     print(f"the judge is right on {right:.3f} of the start's pairs that differ; a gap of 1 is "
           f"{scale:.2f} of log-odds; it doubts a pair by {doubt:.3f}", flush=True)  # fmt: skip
     best = {}
     for name, way in ways.items():
-        tried = {rate: strength(way, rate, TUNING, start, given, name)["rule"] for rate in RATES}
-        best[name] = max(RATES, key=lambda rate: tried[rate])
-        print(f"{name:<9} rates {', '.join(f'{r:g}: {v:+.3f}' for r, v in tried.items())}", flush=True)
+        tried = {beta: strength(way, beta, TUNING, start, given, name) for beta in BETAS}
+        best[name] = max(BETAS, key=lambda beta: tried[beta]["rule"])
+        print(f"{name:<9} beta " + "; ".join(f"{b:g}: {t['rule']:+.3f} at {t['apart']:.2f} nats a token"
+                                             for b, t in tried.items()), flush=True)  # fmt: skip
     found: dict[str, dict[str, Any]] = {name: {} for name in ways}
     for seed in given.seeds:
         for name, way in ways.items():

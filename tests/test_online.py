@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 import accord.online.loop as room
-from accord import config
+from accord import config, endpoint
 from accord.cli.loop import checked_loop
 from accord.data import sources
 from accord.data.records import Judgement, Record
@@ -30,6 +30,7 @@ from accord.training.run import train
 from tests import processes  # noqa: F401 - its fork server has everything imported
 from tests.conftest import pair_records
 from tests.processes import FORKS, join
+from tests.servers import Between
 
 torch.set_num_threads(1)
 SMALL: dict[str, Any] = {
@@ -510,6 +511,24 @@ def test_revisions_are_judged_beside_the_answers_by_another_rule(model_folder, t
     done = loop(str(model_folder), prompts_file(tmp_path), "length", output=str(tmp_path / "loop"), **given)
     judged = room.read(done.folder / "records" / "round-1" / "judged.jsonl")
     assert {len([j for j in r.judgements if j.response is not None]) for r in judged} == {2}
+
+
+def test_a_server_revises_and_what_it_leaves_is_counted(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.02)
+    given = SMALL | {"rounds": 1, "samples": 1, "pair": {"rule": "revised"}, "batch_size": 2}
+    broken = lambda request, time: "none" if request == 1 else None  # noqa: E731 - one request, however often it comes
+    with Between(lambda body: f"better, {body['seed']}", broken) as server:
+        given["revise"] = {"by": f"{server.url},model=m", "request": "Again."}
+        done = loop(str(model_folder), prompts_file(tmp_path), output=str(tmp_path / "loop"), **given)
+    assert {tuple(m["role"] for m in b["messages"]) for b in server.asked} == {("user", "assistant", "user")}
+    pairs = room.read(done.folder / "records" / "round-1" / "paired.jsonl")
+    assert len(pairs) == 6
+    assert all(
+        p.responses[0].text.startswith("better, ") and p.responses[0].sampler.model.startswith("m@") for p in pairs
+    )
+    left = done.rounds[0]["left"]
+    assert left["left: a prompt none of whose answers was revised"]["count"] == 1
+    assert sum(of["count"] for what, of in left.items() if what.startswith("not revised: ")) == 1
 
 
 def test_an_answer_without_room_for_a_revision_is_counted(model_folder, tmp_path):
