@@ -193,8 +193,9 @@ class Row:
     @property
     def anchored(self) -> bool:
         """True if only answers to other prompts, which get no gradient, must be scored before any loss is known."""
-        others = {n for n in self.stats_needs if n.endswith("mismatched")}
-        return self.couples is None and bool(self.stats_reads) and self.stats_reads <= others
+        others = {"mismatched", "ref_mismatched"}
+        alone = self.couples is None and others.isdisjoint(self.needs)
+        return alone and bool(self.stats_reads) and self.stats_reads <= others
 
     @property
     def summary(self) -> str:

@@ -55,9 +55,8 @@ class Collected:
     """The update's plan for this process, and what had to be known before any gradient.
 
     direct: objectives are evaluated micro-batch by micro-batch (every example lies in one of them, no term couples
-    the batch); else the batch is scored first, with the `silent` micro-batches that get no gradient, and `leaves` holds
-    it. Where statistics are of silent ones alone, these are scored first, and the others directly. fixed:
-    log-probs that are no leaves (references, sampling) by name and sequence, [R] each.
+    the batch, or but for statistics of `silent` micro-batches, which get no gradient); else the batch is scored first.
+    leaves: what was scored first. fixed: log-probs that are no leaves (references, sampling) by name and sequence.
     """
 
     batch: Batch
@@ -186,33 +185,27 @@ class Step:
         """Counts, fetches the references, packs; scores the whole batch if a row asks for it."""
         batch = self.complete(batch)
         divisors = {name: self.units(name, batch, examples) for name, examples in batch.terms.items()}
-        coupled = [self.terms[name] for name in batch.terms if self.terms[name].scores_batch_first]
-        plainly = train and self.rule is None and self.way == "plain"
-        anchored = bool(coupled) and plainly and all(term.anchored for term in coupled)
+        coupled = [term for name in batch.terms if (term := self.terms[name]).scores_batch_first]
+        anchored = bool(coupled) and train and self.rule is None and self.way == "plain"
+        anchored &= all(term.anchored for term in coupled)
         direct = anchored or not coupled
         trained = [(i,) for i in range(len(batch.sequences)) if not batch.silent[i]]
-        units = [places for _, _, places in batch.examples()] if direct else trained
-        if anchored:
-            units = [tuple(i for i in places if not batch.silent[i]) for places in units]
+        units = [tuple(i for i in p if not (anchored and batch.silent[i])) for _, _, p in batch.examples()]
+        units = units if direct else trained
         micros, owned = self.mine(batch, units)
         if train and direct and self.rule is not None and self.rule.on == "head" and len(micros) > 1:
             direct = False  # shares are known when all of the batch has been scored
             micros, owned = self.mine(batch, trained)
         ahead = anchored or not direct
         silent, _ = self.mine(batch, [(int(i),) for i in np.flatnonzero(batch.silent)] if ahead else [])
-        extra = {
-            "progress": progress,
-            "noise": lambda record: seeded(self.seed, number, self.records[record].id).random(),
-        }
+        extra = {"progress": progress, "noise": lambda r: seeded(self.seed, number, self.records[r].id).random()}
         collected = Collected(batch, number, micros, owned, silent, divisors, self._fixed(batch), direct, extra)
         if ahead:
-            leaves = self._score_all(collected, train, silent=anchored)
-            for name, examples in batch.terms.items():
-                with torch.no_grad():
-                    collected.stats[name] = statistics(
-                        self.terms[name], examples, leaves, extra, self.objective_state[name]
-                    )
-            collected.leaves = None if anchored else leaves
+            collected.leaves = leaves = self._score_all(collected, train, silent=anchored)
+            state = self.objective_state
+            with torch.no_grad():
+                for name, examples in batch.terms.items():
+                    collected.stats[name] = statistics(self.terms[name], examples, leaves, extra, state[name])
         return collected
 
     def complete(self, batch: Batch) -> Batch:
@@ -490,16 +483,13 @@ class Step:
             leaves.tokens[name] = torch.cat(parts).to(leaves.owner.device, self.dtype)
 
     def _score_all(self, collected: Collected, train: bool, silent: bool = False) -> Leaves:
-        """Every sequence of the global batch, or every silent one, scored without gradient and gathered from all
-        processes.
+        """Every sequence of the global batch, or silent one, scored without gradient, gathered from all processes.
 
         Under `train` adapters drop out what they will drop out in the backward pass.
         """
         found: dict[int, dict[str, Tensor]] = {}
         every = [*zip(collected.micros, collected.owned, strict=True), *((m, True) for m in collected.silent)]
-        for number, (micro, own) in enumerate(every):
-            if silent and number < len(collected.micros):
-                continue
+        for number, (micro, own) in [*enumerate(every)][len(collected.micros) if silent else 0 :]:
             with torch.no_grad(), adapter_dropout(self.scorer) if train else no_dropout(self.scorer):
                 self.draw(collected, number)
                 out = {k: v.float().cpu() for k, v in self.score(micro).items()}
