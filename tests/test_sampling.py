@@ -88,12 +88,26 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
 
 
 def test_what_cannot_share_is_answered_by_generate(policy, monkeypatch):
-    shared = ask(policy, temperature=0)[2]
+    def asked():
+        return [[r.token_ids for r in several] for several in ask(policy, temperature=0)[2]]
+
+    def called(*args):
+        calls.append(args)
+        return generate(*args)
+
+    calls, generate = [], local._generate
+    monkeypatch.setattr(local, "_generate", called)
+    shared = asked()
+    assert not calls
+    for layer in policy.model.model.layers:  # two layers of one number
+        monkeypatch.setattr(layer.self_attn, "layer_idx", 0)
+    with models.generating(policy):
+        assert local.together(policy, SimpleNamespace(stop_ids=()), [[3, 4, 5]], 4, 0.0, 1.0) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(local, "_generate", called)
     monkeypatch.setattr(policy.scorer, "layout", "padded")
-    monkeypatch.setattr(local, "sharing", None)
-    assert [[r.token_ids for r in a] for a in ask(policy, temperature=0)[2]] == [
-        [r.token_ids for r in a] for a in shared
-    ]
+    assert asked() == shared
+    assert len(calls) == 1
 
 
 def test_sampled_ids_are_trained_as_they_are_and_their_log_probs_are_the_models(policy):

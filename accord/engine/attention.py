@@ -231,9 +231,12 @@ def tree_attention(
     if isinstance(layout, Growing):
         return layout.attend(module.layer_idx, query, key, value, scaling), None  # type: ignore[arg-type]
     if layout.kept is not None:
+        layer = getattr(module, "layer_idx", None)
+        if layer is None or layer in layout.kept:
+            raise UnsupportedAttentionError("layers that cannot be told apart")
         if sliding_window is not None and sliding_window < layout.longest:
             raise UnsupportedAttentionError("a window that is shorter than a context with its answer")
-        layout.kept[module.layer_idx] = key, value  # type: ignore[index]
+        layout.kept[layer] = key, value
     if torch.is_autocast_enabled(query.device.type):
         query, key, value = (t.to(torch.get_autocast_dtype(query.device.type)) for t in (query, key, value))
     if sliding_window is None or sliding_window >= layout.longest:
