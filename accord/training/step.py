@@ -189,7 +189,7 @@ class Step:
         anchored = bool(coupled) and train and self.rule is None and self.way == "plain"
         anchored &= all(term.anchored for term in coupled)
         direct = anchored or not coupled
-        trained = [(i,) for i in range(len(batch.sequences)) if not batch.silent[i]]
+        trained: list[tuple[int, ...]] = [(i,) for i in range(len(batch.sequences)) if not batch.silent[i]]
         units = [tuple(i for i in p if not (anchored and batch.silent[i])) for _, _, p in batch.examples()]
         units = units if direct else trained
         micros, owned = self.mine(batch, units)
