@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
@@ -163,3 +165,11 @@ def test_a_name_that_is_not_there_is_refused(accord):
     code, _, err = accord("bench", "--objective", "dop")
     assert code == 2
     assert "dpo" in err
+
+
+def test_a_peak_is_that_of_the_process_and_not_of_the_one_that_started_it():
+    held = bytearray(1 << 30)
+    held[:: 1 << 12] = b"1" * len(held[:: 1 << 12])
+    code = "from accord.bench.cell import _resident; print(_resident())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(found.stdout) < 1 << 30 < cells._resident()

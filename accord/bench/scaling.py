@@ -105,7 +105,7 @@ def lines(found: dict[str, Any]) -> list[str]:
             f"{f['seconds']:<5.2f}  {1 + e:.2f}"
             for f, e in zip(found["updates"], found["errors"], strict=True)
         ),
-        f"CPU ms = {a:.3f} unique tokens + {b:.3f} trained tokens + {1e6 * c:.2f}e-6 pairs of query and key + {d:.0f}",
+        f"CPU ms = {a:.3f} unique tokens + {b:.3f} trained tokens + {1e6 * c:.0f}e-6 pairs of query and key + {d:.0f}",
         f"off by {np.median(errors):.1%} in the middle, by {errors.max():.1%} at most",
         f"by unique tokens and a constant alone: {np.median(linear):.1%} and {linear.max():.1%}",
         *(
