@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections import Counter
 from pathlib import Path
@@ -66,6 +67,7 @@ class Listed:
 @pytest.fixture
 def by_length(monkeypatch):
     monkeypatch.setattr(judging, "find", lambda words, **where: Listed(words))
+    monkeypatch.setattr(judging, "check", lambda words: None)
 
 
 def prompts_file(folder: Path, count: int = 7) -> Path:
@@ -96,14 +98,14 @@ def _killed(settings: dict[str, Any], log: str, place: str | None, environment: 
     from accord.training.state import Checkpoints
     from accord.training.step import Step
 
-    room.SHARD, room.CHUNK = 6, 2  # three chunks of prompts are sampled, four judged
+    room.SHARD, room.CHUNK = 6, 2 * SMALL["samples"]  # three chunks of prompts are sampled, four judged
     judges: list[Listed] = []
 
     def find(words: str, **where: Any) -> Listed:
         judges.append(Listed(words, Path(log)))
         return judges[-1]
 
-    judging.find = find
+    judging.find, judging.check = find, lambda words: None
 
     def die(after: int, of: Any, name: str, *, before: bool = True) -> None:
         """The process ends at the `after`-th call of a function."""
@@ -346,6 +348,7 @@ def test_answers_that_nobody_scored_are_left_out_and_the_greedy_one_is_no_exampl
             return [said[:1] + said[2:] for said in found]  # the second answer of each
 
     monkeypatch.setattr(judging, "find", lambda words, **where: Fails(words))
+    monkeypatch.setattr(judging, "check", lambda words: None)
     given = {k: v for k, v in SMALL.items() if k not in ("pair", "reference")} | {
         "rounds": 1, "samples": 3, "objective": "reinforce", "advantage": {"rule": "greedy"},
     }  # fmt: skip
@@ -361,12 +364,37 @@ def test_answers_that_nobody_scored_are_left_out_and_the_greedy_one_is_no_exampl
     assert done.rounds[0]["left"]["left: an answer without a score"]["count"] == 7
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"judge": "sentimental"}, "did you mean 'sentiment'"),
+        ({"judge": "slogan:words=x"}, "whole number"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_paid_for(wrong, says, model_folder, tmp_path):
+    """Nor is a folder made, so that the right setting begins."""
+    given = SMALL | {"judge": "slogan:words=3"} | wrong
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        loop(str(model_folder), str(prompts_file(tmp_path)), output=str(tmp_path / "o"), **given)
+    assert not (tmp_path / "o").exists()
+
+
+def test_prompts_in_another_encoding_are_named_by_line(model_folder, tmp_path):
+    (tmp_path / "p.txt").write_bytes("a\nb\nna\u00efve\n".encode("latin-1"))
+    with pytest.raises(AccordError, match=r"p.txt, line 3: this is not UTF-8"):
+        loop(str(model_folder), str(tmp_path / "p.txt"), "slogan:words=3", output=str(tmp_path / "o"), **SMALL)
+
+
 def test_the_judge_who_is_worst_off_rewards_ppo(model_folder, tmp_path, monkeypatch):
     class Harsh(Listed):
         def __call__(self, records, say=None):
             return [tuple(j.model_copy(update={"value": -j.value}) for j in s) for s in super().__call__(records, say)]
 
     monkeypatch.setattr(judging, "find", lambda words, **where: (Harsh if words == "harsh" else Listed)(words))
+    monkeypatch.setattr(judging, "check", lambda words: None)
     given = {k: v for k, v in SMALL.items() if k not in ("pair", "reference")} | {
         "rounds": 1, "objective": "rloo", "advantage": {"rule": "loo"}, "pair": {"together": "group_min"},
     }  # fmt: skip
@@ -756,6 +784,7 @@ def test_a_round_without_pairs_says_what_was_left_out(model_folder, tmp_path, mo
             return [tuple(Judgement(kind="score", response=i, value=1.0, by="same") for i in (0, 1)) for r in records]
 
     monkeypatch.setattr(judging, "find", lambda words, **where: Indifferent("same"))
+    monkeypatch.setattr(judging, "check", lambda words: None)
     with pytest.raises(AccordError, match=r"round 1 leaves nothing to train on \(.*left: a tie: 7"):
         loop(str(model_folder), prompts_file(tmp_path), "same", output=str(tmp_path / "loop"), **SMALL)
 

@@ -319,3 +319,38 @@ def test_nash_md_pairs_the_policys_answers_by_their_win_rates_over_the_mixtures(
     for given in ({"rule": "policy_pairs"}, {"values": "against"}):
         with pytest.raises(ConfigError, match="go together"):
             PairOptions.of(given)
+
+
+def test_an_answer_that_one_of_several_judges_could_not_score_has_no_score():
+    """The others' alone would stand on another scale, and a constraint would be gone."""
+
+    def said(values, by):
+        return [Judgement(kind="score", response=i, value=v, by=by) for i, v in enumerate(values)]
+
+    answers = tuple(Response(text=f"answer {i}") for i in range(2))
+    both = Record(prompt="p", responses=answers, judgements=(*said((0.0, 1.0), "a"), *said((-3.0, -2.0), "b")))
+    one = Record(prompt="q", responses=answers, judgements=tuple(said((0.0, 1.0), "a")))
+    counts = Counts()
+    made = pair([both, one], PairOptions(together="sample_min"), judges=["a", "b"], counts=counts)
+    assert [r.prompt for r in made] == ["p"]
+    assert counts["left: an answer without a score"] == 2
+    assert len(pair([both, one], PairOptions(), judges=["a"])) == 2
+
+
+def test_equal_win_rates_over_drawn_opponents_are_a_pair_with_a_gap_of_0():
+    """Nash-MD regresses on the gap: to leave out those of 0 would select by what the opponents happened to be."""
+    verdicts = [Judgement(kind="preference", pair=(i, j), value=v, by="judge")
+                for i, j, v in ((0, 2, 1.0), (0, 3, 0.0), (1, 2, 0.0), (1, 3, 1.0))]  # fmt: skip
+    answers = tuple(Response(text=f"answer {i}") for i in range(4))
+    record = Record(prompt="p", responses=answers, judgements=tuple(verdicts))
+    options = PairOptions(rule="policy_pairs", values="against", policy_answers=2)
+    (made,) = pair([record], options, judges=["judge"])
+    assert [j.value for j in made.judgements if j.kind == "score"] == [0.5, 0.5]
+
+
+def test_the_best_answer_alone_is_a_demonstration():
+    counts = Counts()
+    (made,) = pair([scored((0.0, 2.0, 2.0))], PairOptions(rule="best"), counts=counts)
+    assert [a.plain_text for a in made.responses] == ["answer 1"]
+    assert made.judgements == ()
+    assert counts["several answers are the best: the first is taken"] == 1

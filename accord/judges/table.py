@@ -160,6 +160,16 @@ def find(words: str, *, device: str = "auto", precision: str = "auto", policy: s
     return Sum([(factor, [parts[name] for name in names]) for factor, names in terms], words.strip())
 
 
+def check(words: str) -> None:
+    """Raises what `find` raises of the words alone: no judge is made, and no model is loaded."""
+    if words and words not in rows() and Path(words).is_dir():
+        return
+    for name in (name for _, names in _terms(words) for name in names):
+        found, options = _called(name, words)
+        if found.kind == TEXT:
+            _text(found, options, words)
+
+
 def row_of(name: str) -> Row:
     """The row of one judge, without its options."""
     return _called(name, name, complete=False)[0]

@@ -110,8 +110,13 @@ class AdvantageOptions:
             "kl_target": (made.kl > 0 and not dpg, "kl" if not made.kl else "rule"),
             "kl_horizon": (made.kl_target is not None, "kl_target"), "gamma": (by_token, "rule"),
             "lam": (made.rule == "gae", "rule"), "greedy_clip": (made.rule == "greedy", "rule"),
-            "divergence": (dpg, "rule"), "whiten_rewards": (not dpg, "rule"),
+            "divergence": (dpg, "rule"), "whiten_rewards": (not dpg and made.rule != "greedy", "rule"),
         }  # fmt: skip
+        if made.whiten_rewards and made.kl_credit == "local":
+            raise ConfigError(
+                "advantage.whiten_rewards divides what tokens earn, the price of all that follows among it, and "
+                "kl_credit: local keeps that apart; set one"
+            )
         for name, (read, by) in read_by.items():
             if not read and getattr(made, name) != known[name]:
                 raise ConfigError(

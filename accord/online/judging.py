@@ -12,8 +12,10 @@ from typing import Any
 
 from accord.data.records import Judgement, Record
 from accord.data.views import together
+from accord.judges.files import tried
 from accord.judges.frame import Judge, Unjudged, said_beside
-from accord.judges.table import find as find  # what a loop calls
+from accord.judges.table import check as check  # what a loop calls
+from accord.judges.table import find as find
 from accord.online.pairing import Asking, Pair
 
 
@@ -27,7 +29,7 @@ def asked(
     """
     why = {} if why is None else why
     if not getattr(judge, "compares", False):
-        found = judge(records)
+        found = tried(judge, records)
         why |= {n: said.why for n, said in enumerate(found) if isinstance(said, Unjudged)}
         return [said_beside(r, said, (judge.by,)) for r, said in zip(records, found, strict=True)]
     plays = [asking(len(r.responses)) for r in records]
@@ -35,7 +37,7 @@ def asked(
     said: dict[int, list[Judgement]] = {n: [] for n in range(len(records))}
     while wanted:
         small = [(n, pair, _two(records[n], pair)) for n, pairs in wanted.items() for pair in pairs]
-        found = judge([two for _, _, two in small])
+        found = tried(judge, [two for _, _, two in small])
         answers: dict[int, list[float]] = {n: [] for n in wanted}
         for (n, pair, _), verdicts in zip(small, found, strict=True):
             if isinstance(verdicts, Unjudged):

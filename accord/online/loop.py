@@ -53,7 +53,7 @@ from accord.training.state import writing
 from accord.training.terms import Term
 from accord.training.watch import Console, Quiet
 
-CHUNK = 32  # prompts that are judged before what was said is written down
+CHUNK = 64  # answers that are judged before what was said is written down
 
 
 @dataclass
@@ -430,8 +430,9 @@ class Round:
         ledger, asking, counts = Ledger(self.judged), comparisons(options), Counts()
         made: list[Record] = []
         with watcher.task("judging") as advance:
-            for place in range(0, len(records), CHUNK):
-                part = records[place : place + CHUNK]
+            size = max(1, CHUNK // max(len(r.responses) for r in records))
+            for place in range(0, len(records), size):
+                part = records[place : place + size]
                 for judge in judges:
                     name = f"{judge.by} {place}"
                     if name not in ledger.done:
@@ -516,10 +517,17 @@ class Round:
         more: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         if not made:
-            left = "; ".join(f"{what}: {times:,}" for what, times in counts.totals().items())
+            left = counts.totals()
+            remedy = "sample more answers to a prompt (samples=...)"
+            if left.keys() <= {"left: a tie", "left: a pair of equal answers", "no pair"}:
+                remedy = (
+                    "the judge finds all answers as good, or they are the same: ask another judge, sample at a higher "
+                    "temperature, or, where the policy judges against its own start, train it first (first: ...)"
+                )
+            told = "; ".join(f"{what}: {times:,}" for what, times in left.items())
             raise AccordError(
-                f"round {self.number} leaves nothing to train on ({left}): sample more answers to a prompt "
-                f"(samples=...), or look at {self.judged if judges else self.sampled}"
+                f"round {self.number} leaves nothing to train on ({told}): {remedy}, or look at "
+                f"{self.judged if judges else self.sampled}"
             )
         write_json(self.numbers, {"round": self.number, **numbers(records, judges), **(more or {}),
                                   "records": len(made), "left": counts.as_dict()})  # fmt: skip
@@ -606,6 +614,9 @@ def prompts_of(prompts: Any) -> list[Record]:
         lines = Path(prompts).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise AccordError(f"{prompts}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise AccordError(f"{prompts}, line {line}: this is not UTF-8; save the file as UTF-8") from None
     return [Record(prompt=line.strip(), source=sources.source_name(prompts)) for line in lines if line.strip()]
 
 
@@ -669,6 +680,12 @@ def _checked(
     known.pop("batch_size", None)
     known.pop("translated", None)
     common = {k: settings[k] for k in ("view", "length", "log_z") if k in settings}
+    training.check_bounds(dict(settings))
+    for words in [given["judge"]] if isinstance(given["judge"], str) else given["judge"] or []:
+        judging.check(words)
+    for name, low, high in (("temperature", 0.0, math.inf), ("top_p", 1e-9, 1.0)):
+        if not low <= given[name] <= high:
+            raise ConfigError(f"{name}={given[name]} must be from {low:g} to {high:g}")
     terms = plan.terms(given["objective"], known, **common)
     _check_weighing(given, options, weighing, terms)
     needed = {name for term in terms.values() for name in term.references} | (

@@ -111,9 +111,9 @@ class PairOptions:
             "baseline": made.rule == "ranked" and made.among == "baseline", "among": made.rule == "ranked",
             "smoothing": made.label == "smoothed",
             "smoothed_below": made.label == "smoothed", "policy_answers": made.rule in WITH_REFERENCE,
-            "reject_beta": made.reject is not None, "label": made.rule not in ("none", *WITHOUT_JUDGE),
-            "min_margin": made.rule not in ("none", *WITHOUT_JUDGE), "reject": made.rule not in READS_GIVEN,
-            "min_confidence": made.rule not in ("none", *WITHOUT_JUDGE),
+            "reject_beta": made.reject is not None, "label": made.rule not in UNPAIRED + WITHOUT_JUDGE,
+            "min_margin": made.rule not in UNPAIRED + WITHOUT_JUDGE, "reject": made.rule not in READS_GIVEN,
+            "min_confidence": made.rule not in UNPAIRED + WITHOUT_JUDGE,
         }  # fmt: skip
         for name, read in read_by.items():
             if not read and getattr(made, name) != known[name]:
@@ -198,6 +198,9 @@ def known(records: Seq[Record], options: PairOptions, judges: Iterable[str] | No
     if heard is None and options.rule == "stated":  # what was stated is not what judges it
         said = [[j for j in of if j.pair is None] for of in said]
     sides = [_sides(r, of) for r, of in zip(records, said, strict=True)]
+    if heard is not None:  # what one of them could not score has no score: the others' alone is on another scale
+        scoring = {by for side in sides for by, _ in side}
+        sides = [side if {by for by, _ in side} == scoring else {} for side in sides]
     names = sorted({name for side in sides for name in side}, key=str)
     worst: Any = None
     if options.together == "group_min" and len(names) > 1:
@@ -371,9 +374,10 @@ RULES: dict[str, Callable[..., list[Pair]] | None] = {
     "best_worst": best_worst, "best_random": best_random, "best_second": best_second, "first_second": first_second,
     "all_pairs": all_pairs, "random": random, "halves": halves, "ranked": ranked, "tournament": tournament,
     "policy_vs_ref": policy_vs_ref, "policy_pairs": policy_pairs, "stated": None, "given_vs_sampled": None,
-    "sampled_vs_bad": None, "stated_beside_sampled": None, "revised": None, "none": None,
+    "sampled_vs_bad": None, "stated_beside_sampled": None, "revised": None, "none": None, "best": None,
 }  # fmt: skip
 WITHOUT_JUDGE = ("given_vs_sampled", "sampled_vs_bad", "stated_beside_sampled", "revised")
+UNPAIRED = ("none", "best")  # rules that make no pairs of what was judged
 WITH_REFERENCE = ("policy_vs_ref", "policy_pairs")  # rules that need answers of the reference
 READS_GIVEN = ("stated", *WITHOUT_JUDGE)  # rules that look at answers which the prompts brought
 SAYS = {
@@ -385,6 +389,7 @@ SAYS = {
     "nobody judged (HyPO).",
     "revised": "Each revision, chosen, with the answer that it revises; nobody judges.",
     "none": "No pairs: the answers of a prompt stay together, with their values.",
+    "best": "No pairs: the best answer to each prompt, alone, as a demonstration; of equal ones the first.",
 }
 
 
@@ -554,7 +559,7 @@ def pair(
                 counts.add("left: an answer that rejection sampling did not take", record, before - len(inside))
         found = _records(record, of, inside, options, draw, by, counts)
         if not found:
-            counts.add("no pair" if options.rule != "none" else "no answers", record)
+            counts.add("no answers" if options.rule in UNPAIRED else "no pair", record)
         made += found
     return made
 
@@ -571,6 +576,8 @@ def _records(
     if options.rule == "none":
         scored = [i for i in inside if not math.isnan(values[i])]
         return [_said(record, scored, values, by, options)] if scored else []
+    if options.rule == "best":
+        return _best(record, inside, values, counts)
     if options.rule == "sampled_vs_bad":
         return _beside_bad(record, inside, counts)
     made, theirs = [], dict[int, None]()
@@ -583,7 +590,7 @@ def _records(
             counts.add("left: a pair of less than min_margin", record)
         elif max(p, 1 - p) < options.min_confidence:
             counts.add("left: a pair of less than min_confidence", record)
-        elif (labelled := LABELS[options.label](i, j, p, options)) is None:
+        elif (labelled := _labelled(i, j, p, options)) is None:
             counts.add("left: a tie", record)
         else:
             if options.rule == "stated" and labelled[0] != i:
@@ -598,6 +605,23 @@ def _records(
         label = Judgement(kind="label", response=0, value=0, by="reference")
         made.append(_only(record, [j], [label], record.weight).model_copy(update={"source": "reference"}))
     return made
+
+
+def _best(record: Record, inside: list[int], values: np.ndarray, counts: Counts) -> list[Record]:
+    """The best answer as a demonstration; of equal ones the first."""
+    scored = [i for i in inside if not math.isnan(values[i])]
+    if not scored:
+        return []
+    best = max(scored, key=lambda i: values[i])
+    if sum(values[i] == values[best] for i in scored) > 1:
+        counts.add("several answers are the best: the first is taken", record)
+    return [_only(record, [best], [], record.weight)]
+
+
+def _labelled(i: int, j: int, p: float, options: PairOptions) -> Labelled | None:
+    if options.rule == "policy_pairs" and p == 0.5:  # equal win rates over the opponents that were drawn: a gap of 0
+        return i, j, 1.0, 1.0
+    return LABELS[options.label](i, j, p, options)
 
 
 def _beside_bad(record: Record, inside: list[int], counts: Counts) -> list[Record]:
