@@ -548,7 +548,9 @@ def pair(
         if cut := len(record.responses) - len(inside):
             counts.add("left: an answer that was cut off at its longest", record, cut)
         if options.rule not in READS_GIVEN:
-            there = set(inside) if np.isnan(of.score).all() else set(np.flatnonzero(~np.isnan(of.score)).tolist())
+            scored = ~np.isnan(of.score)
+            compared = (~np.isnan(of.beats)).sum(1) > 1  # with another than itself
+            there = set(np.flatnonzero(scored if scored.any() else compared).tolist())
             if unsaid := [i for i in inside if i not in there]:
                 counts.add("left: an answer without a score", record, len(unsaid))
             inside = [i for i in inside if i in there]
