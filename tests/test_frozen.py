@@ -11,7 +11,7 @@ import torch
 import accord
 from accord.data.batches import pack
 from accord.data.chat import Sequence
-from accord.engine import frozen, models
+from accord.engine import frozen, models, rewards
 from accord.engine.logprobs import Row
 from accord.errors import AccordError, ConfigError
 from tests.conftest import make_llama, make_tokenizer, pair_records
@@ -122,6 +122,26 @@ def test_adapters_stand_above_the_frozen_layers(tmp_path):
     assert not any("layers.0." in n or "layers.1." in n for n, _ in policy.model.named_parameters() if "lora" in n)
     expected, _ = gradient(loaded(lora=models.LoraOptions(rank=2)), row("shared"))
     assert (gradient(policy, row("shared"))[0] - expected).abs().max() < 1e-5
+
+
+def test_states_of_a_run_with_adapters_are_known_to_what_it_saves(tmp_path):
+    """Also in bf16, where weights half way between two numbers are settled at load."""
+    folder, tokenizer = tmp_path / "model", make_tokenizer()
+    model = make_llama(vocabulary=len(tokenizer), layers=LAYERS)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.bfloat16().float() * (1 + 2.0**-8) if p.dim() > 1 else p)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    records = pair_records(8)
+    run = accord.train(
+        str(folder), records, "bradley_terry", output=str(tmp_path / "run"), max_steps=2, batch_size=4, quiet=True,
+        freeze_layers=3, frozen_states="cached", lora={"rank": 2}, device="cpu", precision="bf16", eval_fraction=0.0,
+    )  # fmt: skip
+    assert run.policy.scorer.below.computed > 0
+    saved = rewards.load(run.folder, device="cpu", precision="bf16", freeze_layers=3)
+    saved.scores(records)
+    assert (saved.policy.scorer.below.computed, saved.policy.scorer.below.read > 0) == (0, True)
 
 
 @pytest.mark.parametrize("objective", ["bradley_terry", "dpo"])

@@ -260,10 +260,12 @@ def load(
     for p in frozen:  # a PEFT model object keeps what it had frozen
         p.requires_grad_(False)
     compute = choose_precision(precision, where)
+    if compute == torch.bfloat16 and (
+        lora is None or freeze_layers
+    ):  # as they are when what is trained is loaded again
+        settle(module)
     if lora is not None:
         module = _with_lora(module, lora, freeze_layers)
-    elif compute == torch.bfloat16:
-        settle(module)
     built = heads_.build(heads, base_model(module).config.get_text_config().hidden_size).to(where)
     if folder is not None and (held := classifiers.held(folder, reward)):
         if "value" in built and heads_.begin_as_score(held):
