@@ -188,7 +188,7 @@ def run(
     told = {r.name: of[r.name].tokens(r, seeds) for r in todo}
     total = sum(told.values())
     slow = sum(n for name, n in told.items() if not of[name].tiny)
-    hours = f", about {slow / TOKENS_AN_HOUR:.1f} hours on two cores" if slow else ""
+    hours = f", at most {slow / TOKENS_AN_HOUR:.1f} hours on two cores" if slow else ""
     progress.note(f"{sum(len(r.arms) for r in todo) * seeds} trainings on about {total:,} tokens{hours}")
     for name, tokens in told.items():
         progress.note(f"  {name}: {tokens:,} tokens")
