@@ -37,7 +37,8 @@ def settings(model_folder, tmp_path_factory) -> dict[str, Any]:
 
 CASES: dict[str, dict[str, Any]] = {
     "dpo": {"objective": "dpo"},
-    "kto, the batch scored first": {"objective": {"labels": "kto"}},
+    "kto, other prompts' answers scored first": {"objective": {"labels": "kto"}},
+    "bco, the batch scored first": {"objective": {"labels": "bco"}},
     "lora": {"objective": "dpo", "lora": {"rank": 2}},
     "frozen layers": {"objective": "dpo", "freeze_layers": 1},
     "mixed with a head": {"objective": MIXED},

@@ -66,7 +66,7 @@ def test_answers_that_share_their_prompts_are_those_of_generate_whichever_end_ea
     expected = dict(zip(map(tuple, prompts), one_by_one(policy, prompts, 20, ends or None), strict=True))
     chat = SimpleNamespace(stop_ids=tuple(ends))
     with models.generating(policy):
-        rows = local.together(policy, chat, asked, 20, 0.0, 1.0)
+        rows = local.together(policy, policy.model, chat, asked, 20, 0.0, 1.0)
     assert [ids for ids, _ in rows] == [expected[tuple(p)] for p in asked]
     assert len({len(ids) for ids, _ in rows}) > 1 or not ends
 
@@ -102,7 +102,7 @@ def test_what_cannot_share_is_answered_by_generate(policy, monkeypatch):
     for layer in policy.model.model.layers:  # two layers of one number
         monkeypatch.setattr(layer.self_attn, "layer_idx", 0)
     with models.generating(policy):
-        assert local.together(policy, SimpleNamespace(stop_ids=()), [[3, 4, 5]], 4, 0.0, 1.0) is None
+        assert local.together(policy, policy.model, SimpleNamespace(stop_ids=()), [[3, 4, 5]], 4, 0.0, 1.0) is None
     monkeypatch.undo()
     monkeypatch.setattr(local, "_generate", called)
     monkeypatch.setattr(policy.scorer, "layout", "padded")

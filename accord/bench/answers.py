@@ -33,7 +33,7 @@ def ours(policy: models.Policy, prompts: list[list[int]], k: int, new: int, temp
         AccordError: this model or device is not answered by Accord's own loop.
     """
     chat: Any = _Endless()
-    found = local.together(policy, chat, [p for p in prompts for _ in range(k)], new, temperature, 1.0)
+    found = local.together(policy, policy.model, chat, [p for p in prompts for _ in range(k)], new, temperature, 1.0)
     if found is None:
         raise AccordError(f"{policy.name} is answered by transformers' generate here: there is nothing to race")
     return [ids for ids, _ in found]

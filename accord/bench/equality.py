@@ -159,7 +159,7 @@ def _sampled(policy: models.Policy) -> float | str:
     asked = [s.context.tolist() for s in sequences(contexts=5)]
     chat: Any = _Words()
     with models.generating(policy) as model:
-        ours = local.together(policy, chat, asked, 12, 0.0, 1.0)
+        ours = local.together(policy, model, chat, asked, 12, 0.0, 1.0)
         if ours is None:
             return "no: transformers' generate answers"
         theirs = []

@@ -682,13 +682,14 @@ def generating(policy: Policy) -> Iterator[Any]:
 
 
 @contextmanager
-def sharing(policy: Policy) -> Iterator[Any]:
-    """Within `generating`: the model attends by the layout of its row, as in training."""
+def sharing(model: Any) -> Iterator[Any]:
+    """Within `generating`: what that gave attends by the layout of its row, as in training; without PEFT's wrapper."""
+    causal = base_model(model)
     try:
-        _set_attention(policy.scorer, attention.NAME)
-        yield policy.scorer.causal
+        causal.set_attn_implementation(attention.NAME)
+        yield causal
     finally:
-        _set_attention(policy.scorer, "sdpa")
+        causal.set_attn_implementation("sdpa")
 
 
 # -- identity ---------------------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def answer(
             mixture = None if mixed is None else _Mixture(other, mixed[1])
             rows = None
             if stream is None and mixed is None:
-                rows = together(policy, chat, asked, max_new_tokens, temperature, top_p)
+                rows = together(policy, model, chat, asked, max_new_tokens, temperature, top_p)
             if rows is None:
                 torch.manual_seed(draws)
                 rows = _generate(policy, model, chat, asked, max_new_tokens, temperature, top_p, stream, mixture)
@@ -153,13 +153,12 @@ class Shards:
 
 
 def together(
-    policy: Policy, chat: Chat, contexts: list[list[int]], limit: int, temperature: float, top_p: float
+    policy: Policy, model: Any, chat: Chat, contexts: list[list[int]], limit: int, temperature: float, top_p: float
 ) -> list[tuple[list[int], list[float]]] | None:
     """Ids up to and with the end token, and their log-probs, for one shard: each prompt is computed once, without
     padding, and answers that have ended leave the batch. None where `generate` must do it."""
     scorer = policy.scorer
-    able = scorer.layout == "shared" and scorer.device.type == "cpu" and policy.gathered is None
-    if not able or not all(contexts):
+    if scorer.layout != "shared" or scorer.device.type != "cpu" or not all(contexts):
         return None
     places: dict[tuple[int, ...], int] = {}
     of = torch.tensor([places.setdefault(tuple(c), len(places)) for c in contexts])
@@ -176,7 +175,7 @@ def together(
     rows: list[tuple[list[int], list[float]]] = [([], []) for _ in contexts]
     order = torch.arange(len(contexts))  # of the answers that are computed, among all
     going = torch.ones(len(contexts), dtype=torch.bool)
-    with torch.no_grad(), sharing(policy) as causal:
+    with torch.no_grad(), sharing(model) as causal:
         body, head = getattr(causal, causal.base_model_prefix), causal.get_output_embeddings()
 
         def states(tokens: Tensor, places: Tensor, within: attention.Layout | attention.Growing) -> Tensor:
