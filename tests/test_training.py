@@ -203,12 +203,12 @@ def triple_first(sets, state):
     return [None if g is None else 3 * g for g in sets.grads[0]]
 
 
-@pytest.mark.parametrize("scored_first", [False, True])
-def test_sources_have_gradients_of_their_own_and_the_rule_combines_them(scored_first):
-    objective = {"pairs": "dpo", "labels": "bco"} if scored_first else {"pairs": "dpo"}
+@pytest.mark.parametrize("labels", [None, "kto", "bco"])
+def test_sources_have_gradients_of_their_own_and_the_rule_combines_them(labels):
+    objective = {"pairs": "dpo", "labels": labels} if labels else {"pairs": "dpo"}
     made = make(objective, partition="source", combine=triple_first)
     batch = made.schedule.batch(0)
-    names = ["labels", "others", "pairs"] if scored_first else ["others", "pairs"]
+    names = ["labels", "others", "pairs"] if labels else ["others", "pairs"]
     sets = made.gradients(batch)
     assert list(sets) == names
     whole = make(objective)
