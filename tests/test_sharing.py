@@ -644,5 +644,7 @@ def test_an_ensemble_is_scored_as_the_mean_of_its_models(three, tmp_path):
             np.testing.assert_allclose(said, joint(own, axis=0), atol=1e-6)
     again = accord.train(**given | {"sharing": sharing, "output": str(tmp_path / "min")})  # its models are there
     assert again.summary["held_out"] == found["min"]
+    with pytest.raises(ConfigError, match=r"sources/a was trained with max_steps=2, and now max_steps=3"):
+        accord.train(**given | {"max_steps": 3, "sharing": sharing, "output": str(tmp_path / "min")})
     with pytest.raises(ConfigError, match="give it as a folder or a name"):
         accord.train(**given | {"model": run.model, "tokenizer": 1, "sharing": "ensemble"})

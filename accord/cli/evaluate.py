@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -22,6 +22,9 @@ from accord.cli.frame import (
 )
 from accord.errors import ConfigError
 
+if TYPE_CHECKING:
+    from accord.data.records import Record
+
 eval_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="How good is a model, and how sure is that?")
 app.add_typer(eval_app, name="eval", rich_help_panel=LOOK)
 
@@ -32,7 +35,10 @@ Models = Annotated[
         help="Reward models; policies (with --reference); by:NAME, scores in the file; rules (slogan:words=5).",
     ),
 ]
-DataFile = Annotated[str, typer.Option(help="A file, folder, glob, bundled or hub data set, with pairs.")]
+DataFile = Annotated[
+    list[str],
+    typer.Option(help="A file, folder, glob, bundled or hub data set, with pairs; may be given several times."),
+]
 Reference = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Whose log-probs a policy's are held against: its reward is beta * log-ratio."),
@@ -45,10 +51,14 @@ Longest = Annotated[
 LengthRule = Annotated[str, typer.Option(help="sum or mean of a policy's log-probs over tokens.")]
 
 
-def _read(data: str, columns: str | None, layout: str | None, on_bad_record: str) -> Any:
+def _read(
+    data: list[str], columns: str | None, layout: str | None, on_bad_record: str
+) -> tuple[list[Record], list[str]]:
+    """The records of all files, and what is told of each."""
     from accord.data import sources
 
-    return sources.load(data, columns=renamed(columns), layout=layout, on_error=on_bad_record)
+    loaded = [sources.load(d, columns=renamed(columns), layout=layout, on_error=on_bad_record) for d in data]
+    return [r for one in loaded for r in one.records], [one.told for one in loaded]
 
 
 def _judges(words: list[str], reference: str | None, beta: float, length: str, **loading: Any) -> list[Any]:
@@ -85,7 +95,7 @@ def rewards(
     on_bad_record: OnBadRecord = "raise",
     as_json: AsJson = False,
 ) -> None:
-    loaded = _read(data, columns, layout, on_bad_record)
+    records, told = _read(data, columns, layout, on_bad_record)
     if protocol is not None:
         from accord.evaluate import protocols
 
@@ -98,10 +108,10 @@ def rewards(
 
     with (Quiet() if as_json else Console()).task("scoring") as say:
         if protocol is not None:
-            found: Any = protocols.run(protocol, loaded.records, judges, told=[loaded.told], say=say)
+            found: Any = protocols.run(protocol, records, judges, told=told, say=say)
         else:
             options = ViewOptions(ties="half", attribute=attribute)
-            found = evaluate(loaded.records, judges, told=[loaded.told], options=options, say=say)
+            found = evaluate(records, judges, told=told, options=options, say=say)
     finish(found, output, Path("runs/eval-rewards"), as_json)
 
 
@@ -134,15 +144,15 @@ def ranking(
     on_bad_record: OnBadRecord = "raise",
     as_json: AsJson = False,
 ) -> None:
-    loaded = _read(data, columns, layout, on_bad_record)
+    records, told = _read(data, columns, layout, on_bad_record)
     quiet_libraries()
     from accord.evaluate.ranking import BETAS, rank
     from accord.training.watch import Console, Quiet
 
     with (Quiet() if as_json else Console()).task("scoring") as say:
         found = rank(
-            policy, loaded.records, reference=reference, betas=(beta,) if beta is not None else BETAS,
-            agreement=agreement, max_length=max_length or 4096, device=device, precision=precision, told=[loaded.told],  # type: ignore[arg-type]
+            policy, records, reference=reference, betas=(beta,) if beta is not None else BETAS,
+            agreement=agreement, max_length=max_length or 4096, device=device, precision=precision, told=told,  # type: ignore[arg-type]
             say=say,
         )  # fmt: skip
     finish(found, output, Path("runs/eval-ranking"), as_json)
@@ -172,7 +182,7 @@ def data_strength(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    loaded = _read(file, columns, layout, on_bad_record)
+    records, told = _read([file], columns, layout, on_bad_record)
     loading = {"max_length": max_length, "device": device, "precision": precision}
     judges = _judges(models, reference, beta, length, **loading)
     if passes is not None:
@@ -183,5 +193,5 @@ def data_strength(
     from accord.training.watch import Console, Quiet
 
     with (Quiet() if as_json else Console()).task("weighing") as say:
-        found = weigh(loaded.records, judges, output, overwrite=overwrite, told=[loaded.told], say=say)
+        found = weigh(records, judges, output, overwrite=overwrite, told=told, say=say)
     tell(found, as_json)

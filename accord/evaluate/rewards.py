@@ -387,7 +387,8 @@ class Evaluation:
                 f"{floor.low:.3f} to {floor.high:.3f}   {m.nll:.3f}  {m.brier:.3f}"
             )
         found += [
-            "by chance: where 95 % of models that are exactly right would lie on as many pairs; NLL of no opinion 0.693"
+            "by chance: where 95 % of models that are exactly right would lie on as many pairs; of no opinion NLL "
+            f"0.693 and Brier {0.25 * self.pairs / max(1, self.pairs + self.human_ties):.3f} on these"
         ]
         for m in self.models:
             found += ["", m.name, *_told(m)]
@@ -462,7 +463,11 @@ def evaluate(
     """
     names = [judge.by for judge in judges]
     if len(set(names)) < len(names):
-        raise ConfigError(f"two models are called {next(n for n in names if names.count(n) > 1)!r}")
+        twice = next(n for n in names if names.count(n) > 1)
+        raise ConfigError(f"two models are called {twice!r}: name each once, or by another path")
+    for judge in judges:
+        if getattr(judge, "ready", False):
+            judge(records)  # a name that nobody bears is said before a model is run
     pairs = pairs_of(records, names, options)
     lengths = np.array([len(a.plain_text) for r in records for a in r.responses])
     found: list[Measured] = []
@@ -487,7 +492,7 @@ def evaluate(
     return Evaluation(
         told=list(told),
         pairs=int((pairs.y != 0.5).sum()),
-        prompts=len(np.unique(pairs.prompt)),
+        prompts=len(np.unique(np.asarray(pairs.prompt)[pairs.y != 0.5])),
         human_ties=int((pairs.y == 0.5).sum()),
         models=found,
         drifts=drifts,

@@ -113,6 +113,7 @@ class Said:
     """What stands in the records already, under this `by`."""
 
     by: str
+    ready = True  # asked before those that run a model
 
     def __call__(self, records: Seq[Record], say: Say = quiet) -> list[tuple[Judgement, ...]]:
         found = [tuple(j for j in record.judgements if j.by == self.by) for record in records]

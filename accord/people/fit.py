@@ -173,9 +173,10 @@ def _of_users(people: People, held: Comparisons) -> dict[str, dict[str, Any]]:
     right = _right(people, held)
     found = {}
     for i, name in enumerate(people.users):
-        own = right[held.user.numpy() == i]
+        mine = held.user.numpy() == i
+        own, asked = right[mine], held.question.numpy()[mine]
         weights = [round(float(w), 4) for w in people.weights[i]]
-        found[name] = {"weights": weights, "pairs": len(own)} | (bootstrap(own).as_dict() if len(own) else {})
+        found[name] = {"weights": weights, "pairs": len(own)} | (bootstrap(own, asked).as_dict() if len(own) else {})
     return found
 
 

@@ -297,6 +297,10 @@ def train(
         frozen_states=frozen_states, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     scorer = policy.scorer
+    context = getattr(scorer.causal.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and max_length > context:
+        say(f"max_length={max_length} is more than the {context} tokens that the model was made for: set max_length: "
+            f"{context}, unless no record is as long")  # fmt: skip
     scorer.temperature = temperature
     reward = reward_settings(terms, heads, max_length)
     if not any(t.logps for t in terms.values()):

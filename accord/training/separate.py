@@ -70,12 +70,12 @@ def separately(share: Sharing, model: Any, data: Any, given: dict[str, Any]) -> 
     if not dry:
         resume, overwrite = given["resume"], given["overwrite"]
         folder = run.run_folder(given["output"], label, processes, resume=resume, overwrite=overwrite)
-    members: dict[str, Path] = {}
+    members = {source: folder / "sources" / name for source, name in _folders(sources).items()}
     steps, seconds = 0, 0.0
     for source in sources:
-        members[source] = folder / "sources" / "".join(c if c.isalnum() or c in "-_." else "-" for c in source)
         done = members[source] / "summary.json"
         if done.exists() and (members[source] / "model").exists():
+            _same(members[source], given)
             steps += json.loads(done.read_text(encoding="utf-8"))["steps"]
             continue
         alone = {"sharing": {"rule": "alone", "source": source}, "sharing_on": None, "overwrite": False}
@@ -166,6 +166,45 @@ def separately(share: Sharing, model: Any, data: Any, given: dict[str, Any]) -> 
     processes.wait()
     watcher.done(folder, summary)
     return run.Run(folder, summary, policy, records, held)
+
+
+def _folders(sources: Seq[str]) -> dict[str, str]:
+    """A folder's name for each source: its own, with a number where two would have the same.
+
+    >>> _folders(["x y", "x-y", "z"])
+    {'x y': 'x-y', 'x-y': 'x-y-2', 'z': 'z'}
+    """
+    found: dict[str, str] = {}
+    for source in sources:
+        plain_name = "".join(c if c.isalnum() or c in "-_." else "-" for c in source)
+        name, count = plain_name, 1
+        while name.lower() in {n.lower() for n in found.values()}:
+            count += 1
+            name = f"{plain_name}-{count}"
+        found[source] = name
+    return found
+
+
+FREE = ("output", "sharing", "sharing_on", "overwrite", "resume", "quiet", "device", "layout", "precision", "trackers",
+        "tokens_per_micro_batch", "keep_checkpoints", "reference_cache", "model", "data", "dry_run")  # fmt: skip
+
+
+def _same(member: Path, given: Mapping[str, Any]) -> None:
+    """Raises:
+    ConfigError: this model was trained with other settings than it would be now.
+    """
+    held = run.settings_of(member)
+    for name, value in given.items():
+        if (
+            name not in FREE
+            and value is not None
+            and name in held
+            and plain({name: value}) != plain({name: held[name]})
+        ):
+            raise ConfigError(
+                f"{member} was trained with {name}={held[name]!r}, and now {name}={value!r}: set it back, choose "
+                "another output, or say overwrite: true"
+            )
 
 
 def together(scored: list[list[Example]], score: str) -> list[Example]:
