@@ -316,7 +316,10 @@ def calibration(
     random, n, m = np.random.default_rng(seed), len(p), len(found.count)
     group = np.arange(n) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     names = ("ece", "ace", "mce")
-    exact = np.array([_errors(where, p, random.random(n) < p, np.ones(n), m) for _ in range(draws if n else 0)])
+    even = y == 0.5  # people's ties stay ties
+    exact = np.array(
+        [_errors(where, p, np.where(even, 0.5, random.random(n) < p), np.ones(n), m) for _ in range(draws if n else 0)]
+    )
     of = group.max() + 1 if n else 0
     again = [np.bincount(random.integers(0, of, of), minlength=of)[group] for _ in range(draws if n else 0)]
     resampled = np.array([_errors(where, p, y, weight, m) for weight in again])
