@@ -382,6 +382,24 @@ def test_what_cannot_be_is_said_before_anything_is_paid_for(wrong, says, model_f
     assert not (tmp_path / "o").exists()
 
 
+def test_what_is_only_trained_with_may_be_put_right_before_a_step(model_folder, tmp_path, by_length):
+    """Answers and judgements that are there stay; settings that made them may not change."""
+    given = SMALL | {"rounds": 1}
+    prompts, place = prompts_file(tmp_path), str(tmp_path / "o")
+    with pytest.raises(ConfigError, match=r"beta=-0\.1"):
+        loop(str(model_folder), prompts, "length", output=place, **given, beta=-0.1)
+    judged = tmp_path / "o" / "records" / "round-1" / "judged.jsonl"
+    before = judged.stat().st_mtime_ns
+    with pytest.raises(ConfigError, match="temperature"):
+        loop(str(model_folder), prompts, "length", output=place, **given, temperature=0.5)
+    done = loop(str(model_folder), prompts, "length", output=place, **given, beta=0.2)
+    assert done.finished
+    assert judged.stat().st_mtime_ns == before
+    assert yaml.safe_load((tmp_path / "o" / "loop.yaml").read_text())["beta"] == 0.2
+    with pytest.raises(ConfigError, match=r"beta=0\.2, and now beta=0\.3"):
+        loop(str(model_folder), prompts, "length", output=place, **given, beta=0.3)
+
+
 def test_prompts_in_another_encoding_are_named_by_line(model_folder, tmp_path):
     (tmp_path / "p.txt").write_bytes("a\nb\nna\u00efve\n".encode("latin-1"))
     with pytest.raises(AccordError, match=r"p.txt, line 3: this is not UTF-8"):

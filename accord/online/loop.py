@@ -651,6 +651,7 @@ OWN = (
     "model",
     "objective",
 )
+SAMPLED = ("max_length", "chat_template", "precision", "trust_remote_code")  # settings of training that answers are by
 FREE = ("rounds", "quiet", "resume", "overwrite", "output", "keep_models", "device", "layout", "tokens_per_micro_batch")
 
 
@@ -778,7 +779,10 @@ def _begin(folder: Path, given: Mapping[str, Any], prompts: Seq[Record], overwri
         if resume == "never":
             raise ConfigError(f"{folder} holds a loop; resume: auto goes on with it, overwrite: true removes it")
         held = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        for name in sorted((held.keys() | now.keys()) - set(FREE)):
+        every = held.keys() | now.keys()
+        if not any((folder / "rounds").glob("*/metrics.jsonl")):  # what is only trained with may be put right
+            every -= every - inspect.signature(loop).parameters.keys() - {"content", *SAMPLED}
+        for name in sorted(every - set(FREE)):
             if _placeless(held.get(name)) != _placeless(now.get(name)):
                 also = "prompts, or what stands beside them," if now.get("beside") else "prompts"
                 what = f"{also} have changed since" if name == "content" else (
