@@ -890,7 +890,8 @@ def test_objectives_import_torch_errors_and_each_other_and_nothing_else() -> Non
     for path in Path(table.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom):
+                names += [f"accord.{a.name}" for a in node.names] if node.module == "accord" else [str(node.module)]
             for name in names:
-                ours = name == "accord.errors" or name.startswith("accord.objectives")
+                ours = name in ("accord.errors", "accord.functions") or name.startswith("accord.objectives")
                 assert ours or name.partition(".")[0] in {"torch", *sys.stdlib_module_names}, f"{path.name}: {name}"

@@ -36,8 +36,9 @@ def sizes(update: Update) -> tuple[float, float, float, float]:
 def fit(found: list[tuple[tuple[float, float, float, float], float]]) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients of the sizes, none below 0, by least squares of relative errors; and those errors.
 
-    >>> fit([((u, u / 2, u**2, 1.0), 3 * u + 4) for u in (1.0, 2.0, 5.0, 9.0)])[1].round(6).tolist()
-    [0.0, 0.0, 0.0, 0.0]
+    >>> errors = fit([((u, u / 2, u**2, 1.0), 3 * u + 4) for u in (1.0, 2.0, 5.0, 9.0)])[1]
+    >>> bool(abs(errors).max() < 1e-9)
+    True
     """
     x, seconds = np.array([s for s, _ in found]), np.array([t for _, t in found])
     scale = np.maximum(x.max(0), 1e-300)

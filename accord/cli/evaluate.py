@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -21,9 +21,6 @@ from accord.cli.frame import (
     tell,
 )
 from accord.errors import ConfigError
-
-if TYPE_CHECKING:
-    from accord.data.records import Record
 
 eval_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="How good is a model, and how sure is that?")
 app.add_typer(eval_app, name="eval", rich_help_panel=LOOK)
@@ -53,7 +50,7 @@ LengthRule = Annotated[str, typer.Option(help="sum or mean of a policy's log-pro
 
 def _read(
     data: list[str], columns: str | None, layout: str | None, on_bad_record: str
-) -> tuple[list[Record], list[str]]:
+) -> tuple[list[Any], list[str]]:
     """The records of all files, and what is told of each."""
     from accord.data import sources
 
