@@ -48,9 +48,7 @@ Longest = Annotated[
 LengthRule = Annotated[str, typer.Option(help="sum or mean of a policy's log-probs over tokens.")]
 
 
-def _read(
-    data: list[str], columns: str | None, layout: str | None, on_bad_record: str
-) -> tuple[list[Any], list[str]]:
+def _read(data: list[str], columns: str | None, layout: str | None, on_bad_record: str) -> tuple[list[Any], list[str]]:
     """The records of all files, and what is told of each."""
     from accord.data import sources
 
