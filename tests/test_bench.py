@@ -77,16 +77,22 @@ def test_a_cell_that_is_stored_is_not_run_again_and_a_control_that_is_uneven_is_
     assert json.dumps(again[1])
 
 
-@pytest.mark.parametrize("objective", TRAINERS)
-def test_both_sides_go_the_same_way(model_folder, tmp_path, objective):
-    pytest.importorskip("trl")
-    ours, theirs = cells.sides_of(small(model_folder, objective=objective), tmp_path)
+def in_turn(ours, theirs):
+    """Both sides after three updates each, in the order A B B A A B."""
     ours.prepare()
     a, b = ours.turn(), theirs.turn()
     for turn in (a, b, b, a, a, b):
         turn.go()
     a.stop()
     b.stop()
+    return a, b
+
+
+@pytest.mark.parametrize("objective", TRAINERS)
+def test_both_sides_go_the_same_way(model_folder, tmp_path, objective):
+    pytest.importorskip("trl")
+    ours, theirs = cells.sides_of(small(model_folder, objective=objective), tmp_path)
+    a, b = in_turn(ours, theirs)
     begin = {"dpo": 0.693147, "bradley_terry": 0.693147, "kto": 0.5}.get(objective, a.losses[0])
     assert a.losses[0] == pytest.approx(begin, abs=1e-5)
     assert a.losses[2] != pytest.approx(a.losses[0], abs=1e-5)
@@ -97,12 +103,7 @@ def test_both_sides_go_the_same_way(model_folder, tmp_path, objective):
 @pytest.mark.parametrize("objective", ["dpo", "ulma"])
 def test_the_plain_loop_goes_the_same_way(model_folder, tmp_path, objective):
     ours, theirs = cells.sides_of(small(model_folder, objective=objective, against="plain", k=3), tmp_path)
-    ours.prepare()
-    a, b = ours.turn(), theirs.turn()
-    for turn in (a, b, b, a, a, b):
-        turn.go()
-    a.stop()
-    b.stop()
+    a, b = in_turn(ours, theirs)
     assert a.losses[2] != pytest.approx(a.losses[0], abs=1e-4)
     assert a.losses == pytest.approx(b.losses, rel=1e-5)
 

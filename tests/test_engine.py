@@ -10,30 +10,13 @@ import pytest
 import torch
 
 from accord.bench import equality
+from accord.bench.equality import sequences
 from accord.data.batches import micro_batches, pack
 from accord.data.chat import Sequence
 from accord.engine import attention, logprobs, models
 from accord.engine.logprobs import Row, flush_denormals
 from accord.errors import AccordError
 from tests.conftest import make_llama
-
-
-def sequences(seed: int = 0, contexts: int = 3, responses: int = 3, vocabulary: int = 400) -> list[Sequence]:
-    draw = np.random.default_rng(seed)
-
-    def ids(n: int) -> np.ndarray:
-        return draw.integers(1, vocabulary, n).astype(np.int32)
-
-    found = []
-    for _ in range(contexts):
-        context = ids(int(draw.integers(4, 40)))
-        for _ in range(responses):
-            answer = ids(int(draw.integers(1, 20)))
-            trained = np.ones(len(answer), bool)
-            if len(answer) > 6:
-                trained[2:4] = False
-            found.append(Sequence(context, answer, trained))
-    return found
 
 
 def plain(model: torch.nn.Module, seqs: list[Sequence]) -> torch.Tensor:
