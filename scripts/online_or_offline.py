@@ -5,8 +5,9 @@
 Offline DPO samples everything at the start, as does best-of-n fine-tuning (the baseline); online DPO, RLOO and PPO
 sample as many answers to the same prompts, round by round. Slogans, judged by the rule that each prompt states (judge
 `asked`). Every way takes the rate of `RATES` that was best with a seed that is not among those reported. Prints the
-rule score on held-out prompts less the model's own, with 95 % intervals (bootstrap over prompts), and how far the
-policy went, for every seed and the mean over them. The tokens that it takes are said first.
+rule score on held-out prompts less the model's own, with 95 % intervals (bootstrap over prompts; of the mean Student's
+over seeds, too), and how far the policy went, for every seed and the mean over them. The tokens that it takes are said
+first.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from accord.data.records import Record
 from accord.engine import models
 from accord.evaluate.compare import compare
 from accord.judges.table import find
+from accord.lab.trials import student
 from accord.online.loop import loop
 from accord.online.rollouts import said_of
 from accord.quickstart import held_out
+from accord.report.story import signed
 from accord.sampling.local import answer
 
 NEW_TOKENS, ASKED, TUNING = 24, 4, 99
@@ -120,6 +123,9 @@ def main() -> None:
     print("mean over seeds, less the start")
     for way, seen in found.items():
         print("  " + told(way, whole, mean[way], float(np.mean([a for _, a in seen]))))
+    print("the same, Student's 95 % over seeds")
+    for way, seen in found.items():
+        print(f"  {way:<12} {signed(student([float(np.mean(s)) - float(np.mean(whole)) for s, _ in seen]))}")
     print("less offline DPO")
     for way in [w for w in WAYS if w not in OFFLINE]:
         print("  " + told(way, mean["offline DPO"], mean[way], float(np.mean([a for _, a in found[way]]))))

@@ -34,8 +34,9 @@ from accord.engine import models
 from accord.judges.rules import asked
 from accord.lab.trials import chat_of, log_probs, student, train_with_looks
 from accord.online.loop import loop
+from accord.report.story import signed
 from accord.sampling.local import answer
-from accord.stats import Interval, temperature
+from accord.stats import temperature
 
 SEEDS = [0, 1, 2, 3, 4]
 Numbers = dict[str, float]
@@ -222,10 +223,6 @@ def main() -> None:
         for key in (k for k in found[one] if not k.startswith("start ")):
             apart = student(np.subtract(found[one][key], found[other][key]))
             print(f"  {one} less {other}: {key} {signed(apart)}")
-
-
-def signed(i: Interval) -> str:
-    return f"{i.mean:+.3f} [{i.low:+.3f}, {i.high:+.3f}]"
 
 
 if __name__ == "__main__":
