@@ -625,8 +625,8 @@ def usual_budget(scorer: Scorer) -> int:
 def token_budget(asked: int | str, scorer: Scorer, free: int | None = None) -> int:
     """Tokens of a micro-batch: what the user says; else the usual, or as many as fit.
 
-    What fits: half of the memory that is free beside gradients and two moments of what is
-    trained, over what a token is measured to leave (`models.memory_of_a_token`), in steps of 128.
+    What fits: half of the memory that is free beside gradients and two moments of what is trained, over what a token is
+    measured to leave (`models.memory_of_a_token`), in steps of 128.
 
     Args:
         free: bytes, by default those of the device now.
