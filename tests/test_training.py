@@ -182,7 +182,9 @@ def test_where_only_other_prompts_answers_must_be_scored_first_the_rest_is_compu
     made = make({"labels": "kto"}, budget=90)
     passes: list[int] = []
     monkeypatch.setattr(
-        made.step, "score", lambda micro, score=made.step.score: passes.extend(micro.sequences.tolist()) or score(micro)
+        made.step,
+        "score",
+        lambda micro, *given, score=made.step.score: passes.extend(micro.sequences.tolist()) or score(micro, *given),
     )
     loss, grads = made.loss(), made.gradient()
     batch = made.step.complete(made.schedule.batch(0))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from accord.data.batches import LayoutName, micro_batches, pack, seeded
 from accord.data.chat import Sequence
 from accord.engine import models
-from accord.engine.logprobs import Row
+from accord.engine.logprobs import Given, Row, Scorer
 from accord.errors import AccordError
 from accord.sampling import local
 
@@ -42,7 +42,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Mamba": {"state_size": 4},
 }
 LAYOUTS: tuple[LayoutName, ...] = ("shared", "packed", "padded")
-WAYS = (*LAYOUTS, "chunked head", "checkpointing", "adapters", "sampling")
+WAYS = (*LAYOUTS, "chunked head", "early head", "checkpointing", "adapters", "sampling")
 
 
 def tiny(name: str, seed: int = 0) -> nn.Module:
@@ -136,17 +136,48 @@ def _way(name: str, way: str) -> float | str:
     policy.model.zero_grad()
     if way == "chunked head":
         scorer.chunk_bytes = WORDS * 4 * 7
+    if way == "early head" and scorer.plain_head is None:
+        return "no: more than a matrix makes the logits"
+    loss = _early(scorer, several) if way == "early head" else _late(scorer, several)
+    apart = float(abs(loss - float(expected.detach())) > 2e-5)
+    for n, p in policy.model.named_parameters():
+        if n in grads and (scale := float(grads[n].abs().max())) > 0:
+            apart = max(apart, float((p.grad - grads[n]).abs().max()) / scale if p.grad is not None else 1.0)
+    return apart
+
+
+def _late(scorer: Scorer, several: list[Sequence]) -> float:
+    """The loss, from log-probs of all; its gradient is left in `.grad`."""
     found = torch.zeros(len(several))
     for group in micro_batches(several, [(i,) for i in range(len(several))], 60, scorer.layout):
         micro = pack(several, group, scorer.layout)
         found = found.index_add(0, torch.from_numpy(micro.owner), scorer(Row.of(micro, "cpu"))["logp"])
     loss = loss_of(found)
     loss.backward()
-    apart = float(float((loss - expected).abs().detach()) > 2e-5)
-    for n, p in policy.model.named_parameters():
-        if n in grads and (scale := float(grads[n].abs().max())) > 0:
-            apart = max(apart, float((p.grad - grads[n]).abs().max()) / scale if p.grad is not None else 1.0)
-    return apart
+    return float(loss.detach())
+
+
+def _early(scorer: Scorer, several: list[Sequence]) -> float:
+    """The same, with the coefficients of a prompt's answers known as soon as their log-probs are."""
+    losses: list[float] = []
+    found = torch.zeros(len(several))
+    prompts = [tuple(range(i, i + 3)) for i in range(0, len(several), 3)]
+    for group in micro_batches(several, prompts, 60, scorer.layout):
+        micro = pack(several, group, scorer.layout)
+        whose = [torch.from_numpy(np.flatnonzero(micro.owner // 3 == n)) for n in dict.fromkeys(micro.owner // 3)]
+
+        def coefficients(number: int, logp: Tensor, micro: Any = micro, whose: list[Tensor] = whose) -> Tensor:
+            owner = torch.from_numpy(micro.owner)[whose[number]]
+            with torch.enable_grad():
+                own = found.index_add(0, owner, leaf := logp.detach().requires_grad_(True))
+                chosen, rejected, third = ((own - torch.linspace(-60, -10, len(own)))[i::3] for i in range(3))
+                each = nn.functional.softplus(-0.1 * (chosen - rejected)) + 0.01 * third
+                loss = each[int(owner[0]) // 3] / len(prompts)
+                losses.append(float(loss.detach()))
+                return torch.autograd.grad(loss, leaf)[0]
+
+        scorer(Row.of(micro, "cpu"), given=Given(whose, coefficients))["given"].backward()
+    return sum(losses)
 
 
 class _Words:

@@ -734,7 +734,7 @@ def micro_batches(
     the same context go together where they fit, since a shared context costs once. A unit above the budget is a
     group of its own. Deterministic.
     """
-    units = _merged(units)
+    units = merged(units)
     cost = (lambda group: padded_cost(sequences, group)) if layout == "padded" else None
     order = sorted(
         units,
@@ -782,7 +782,7 @@ def padded_cost(sequences: Seq[Sequence], group: Seq[int]) -> int:
     return len(group) * max(len(sequences[i].context) + len(sequences[i].ids) for i in group)
 
 
-def _merged(units: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def merged(units: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Units that share a sequence, joined (union-find)."""
     parent: dict[int, int] = {}
 

@@ -47,6 +47,7 @@ class Layout:
     """The trees of one packed row of T tokens, and the masks made for them.
 
     kept: takes keys and values [1, G, T, d] of every layer, if the contexts will be continued by `room` tokens.
+    read: the places [m] of which anything is read behind the last layer, in order; None: all.
     """
 
     trees: tuple[Tree, ...]
@@ -54,6 +55,7 @@ class Layout:
     spans: dict[torch.device, varlen.Spans] = field(default_factory=dict)
     kept: dict[int, tuple[Tensor, Tensor]] | None = None
     room: int = 0
+    read: Tensor | None = None
 
     def spans_on(self, device: torch.device) -> varlen.Spans:
         if device not in self.spans:
@@ -195,6 +197,37 @@ def attending(layout: Layout | Growing) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def trim(layer: torch.nn.Module | None) -> None:
+    """From now on a model's last layer computes its feed-forward part, and what makes its queries and takes its
+    attention further, for those places alone that are read (`Layout.read`); elsewhere they yield 0. A prompt's tokens
+    have keys and values there, and nothing else of them is asked."""
+    own = getattr(layer, "self_attn", None)
+    for part in (getattr(layer, "mlp", None), getattr(own, "q_proj", None), getattr(own, "o_proj", None)):
+        if part is not None and _narrowed not in part._forward_pre_hooks.values():
+            part.register_forward_pre_hook(_narrowed)
+            part.register_forward_hook(_widened)
+
+
+def _reading(args: tuple[Any, ...]) -> tuple[Tensor, int] | None:
+    """The places that are read, if only some are, and how many there are in all."""
+    layout = _current.get()
+    if not isinstance(layout, Layout) or layout.read is None or not args:
+        return None
+    return layout.read, layout.trees[-1].stop
+
+
+def _narrowed(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    reading = _reading(args)
+    return None if reading is None else (args[0].index_select(1, reading[0]), *args[1:])
+
+
+def _widened(module: torch.nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
+    reading = _reading(args)
+    if reading is None:
+        return None
+    return out.new_zeros(1, reading[1], out.shape[-1]).index_copy(1, reading[0], out)
 
 
 def tree_attention(

@@ -41,6 +41,14 @@ def layers_of(causal: Any) -> tuple[str, nn.ModuleList]:
     raise ConfigError(f"freeze_layers: {type(causal).__name__} has no list of {count} layers; leave it out")
 
 
+def last_layer(causal: Any) -> nn.Module | None:
+    """The model's last layer, if it has a list of them."""
+    try:
+        return layers_of(causal)[1][-1]
+    except ConfigError:
+        return None
+
+
 def checked(causal: Any, count: int) -> nn.ModuleList:
     """The model's layers, of which `count` can be frozen.
 

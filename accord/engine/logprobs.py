@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
     from accord.engine.frozen import Below
 
 CHUNK_BYTES = 384 * 2**20  # float32 logits alive at once in the head
-FROZEN_BYTES = 96 * 2**20  # the same where the head is not trained
+EARLY_BYTES = {"cpu": 96 * 2**20}  # the same, 1 GiB elsewhere, where chunks cost nothing: see `Given` and `_Frozen`
 
 
 @dataclass
 class Row:
     """A `Micro` on a device."""
 
+    micro: Micro
     layout: LayoutName
     tokens: Tensor
     positions: Tensor
@@ -49,6 +51,7 @@ class Row:
             return torch.from_numpy(a).to(device, non_blocking=True)
 
         return cls(
+            micro,
             micro.layout,
             put(micro.tokens) if micro.layout == "padded" else put(micro.tokens)[None],
             put(micro.positions) if micro.layout == "padded" else put(micro.positions)[None],
@@ -68,6 +71,17 @@ class Against(NamedTuple):
     hidden: Tensor
     logits: Callable[[Tensor], Tensor]
     activation: Tensor | None = None
+
+
+class Given(NamedTuple):
+    """Coefficients of the log-probs, known before any logits are let go.
+
+    rows: places [m] of predicted tokens, chunk by chunk; together all. coefficients: from a chunk's number and its
+    log-probs [m] to d loss / d log-prob [m].
+    """
+
+    rows: list[Tensor]
+    coefficients: Callable[[int, Tensor], Tensor]
 
 
 class Scorer(nn.Module):
@@ -99,6 +113,7 @@ class Scorer(nn.Module):
         self.compute = compute
         self.chunk_bytes = chunk_bytes
         self.below: Below | None = None  # the frozen layers, if what comes out of them is kept
+        self.trims = False  # whether the last layer computes what is read alone; see `attention.trim`
         self._checkpointed: list[Any] = []
 
     def checkpoint_layers(self) -> None:
@@ -128,8 +143,9 @@ class Scorer(nn.Module):
         return any(head.at == "ends" for head in self.heads.values())
 
     def forward(
-        self, row: Row, needs: Collection[str] = (), against: Against | None = None, *, logp: bool = True
-    ) -> dict[str, Tensor]:
+        self, row: Row, needs: Collection[str] = (), against: Against | None = None, *, logp: bool = True,
+        given: Given | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """Scores one row.
 
         Args:
@@ -138,6 +154,8 @@ class Scorer(nn.Module):
                 every head always comes.
             logp: whether anything is asked of the next token at all; else the language-model head is not computed.
             against: the reference on the same row (its own `against(row, needs)`), for the last three.
+            given: coefficients that are known early, of a head that is `plain_head`; nothing else comes then but
+                `given`, a number to which 1 is handed back.
 
         Returns:
             `logp` [M], `entropy` [M], `collision` [M] (log of the sum of squared probabilities, no gradient),
@@ -147,8 +165,11 @@ class Scorer(nn.Module):
             [n] or [n, d]; float32.
         """
         with self._computing(row):
-            hidden, _ = self._trunk(row)
+            hidden, _ = self._trunk(row, read=self._read(row, logp=logp, ends="hidden" in needs))
             out = {}
+            if given is not None:
+                places = hidden.index_select(0, row.predictor)
+                return {"given": _Early.apply(places, self.plain_head, row.target, given)}
             if logp:
                 out = self._tokens(hidden.index_select(0, row.predictor), row.target, needs, against)
             if "activation" in needs:
@@ -167,14 +188,14 @@ class Scorer(nn.Module):
         """What another scorer needs for its KL from this one, and for the rest of `needs` that is about a reference."""
         layers = "activation" in needs
         with torch.no_grad(), no_dropout(self), self._computing(row):
-            hidden, states = self._trunk(row, layers=layers)
+            hidden, states = self._trunk(row, layers, None if layers else self._read(row))
             active = _activation(states, row) if layers else None
             return Against(hidden.index_select(0, row.predictor), self._logits, active)
 
     def logits(self, row: Row) -> Iterator[tuple[Tensor, Tensor]]:
         """(logits [m, V], targets [m]) of the row's predicted tokens, some at a time, without gradient."""
         with torch.no_grad(), no_dropout(self), self._computing(row):
-            hidden, _ = self._trunk(row)
+            hidden, _ = self._trunk(row, read=self._read(row))
             vocabulary = self.causal.get_output_embeddings().weight.shape[0]
             size = max(1, self.chunk_bytes // (4 * vocabulary * 4))
             for h, target in zip(
@@ -188,17 +209,17 @@ class Scorer(nn.Module):
         with torch.autocast(kind, self.compute, enabled=self.compute != torch.float32):
             yield
 
-    def _trunk(self, row: Row, layers: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Hidden states of every place of the row, flat; if asked, of every layer too (the last one's after the final
-        norm), as the model has them."""
+    def _trunk(self, row: Row, layers: bool = False, read: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Hidden states of every place of the row, flat, or of those alone that are `read`; if asked, of every layer
+        too (the last one's after the final norm), as the model has them."""
         if self.below is None or layers:
-            out = self._run(row, layers)
+            out = self._run(row, layers, read)
         else:
             with self.below.given(self.below.output(row, self._run)):
-                out = self._run(row)
+                out = self._run(row, read=read)
         return out[0].flatten(0, 1), out.hidden_states[1:] if layers else ()
 
-    def _run(self, row: Row, layers: bool = False) -> Any:
+    def _run(self, row: Row, layers: bool = False, read: Tensor | None = None) -> Any:
         body = getattr(self.causal, self.causal.base_model_prefix)
         for layer in self._checkpointed:  # transformers' layers do it in training mode only; dropouts are not asked
             layer.training = torch.is_grad_enabled()
@@ -210,13 +231,23 @@ class Scorer(nn.Module):
             ).long()
         else:
             inputs["position_ids"] = row.positions
-        with self._attending(row):
+        with self._attending(row, read):
             return body(**inputs, use_cache=False, **({"output_hidden_states": True} if layers else {}))
 
-    def _attending(self, row: Row) -> contextlib.AbstractContextManager:
+    def _attending(self, row: Row, read: Tensor | None) -> contextlib.AbstractContextManager:
         if row.layout == "padded":
             return contextlib.nullcontext()
-        return attention.attending(attention.Layout(row.trees))
+        return attention.attending(attention.Layout(row.trees, read=read))
+
+    def _read(self, row: Row, *, logp: bool = True, ends: bool = False) -> Tensor | None:
+        """The places of a packed row behind whose last layer something is read: `Layout.read`."""
+        if not self.trims:
+            return None
+        tokens = logp or any(head.at == "tokens" for head in self.heads.values())
+        places = row.micro.predictor if tokens else row.micro.predictor[:0]
+        if ends or self.heads:
+            places = np.concatenate([places, row.micro.ends, row.micro.opens])
+        return torch.from_numpy(np.unique(places)).to(row.tokens.device, non_blocking=True)
 
     def _tokens(
         self, hidden: Tensor, target: Tensor, needs: Collection[str], against: Against | None
@@ -228,7 +259,7 @@ class Scorer(nn.Module):
         copies = 1 + len({"kl", "distance"} & set(needs)) + len(steps)
         rows = max(1, self.chunk_bytes // (4 * vocabulary * copies))
         names = ("logp", *(n for n in ("entropy", "collision", "distance", "kl") if n in needs), *steps)
-        if names == ("logp",) and (weight := self._frozen()) is not None:
+        if names == ("logp",) and (weight := self.plain_head) is not None and not weight.requires_grad:
             return {"logp": _Frozen.apply(hidden, weight, target)}
         if beside and against is None:
             raise ValueError("a statistic beside a reference is asked for, but no reference was given")
@@ -261,12 +292,17 @@ class Scorer(nn.Module):
             parts.append(chunk(h, t, other) if whole else checkpoint(chunk, h, t, other, use_reentrant=False))
         return {name: torch.cat([p[i] for p in parts]) for i, name in enumerate(names)}
 
-    def _frozen(self) -> Tensor | None:
-        """The head's weight [V, h] if it is not trained and all that there is to the logits."""
+    @property
+    def plain_head(self) -> Tensor | None:
+        """The head's weight [V, h] if it is all that there is to the logits."""
         head = self.causal.get_output_embeddings()
         plain = self.temperature == 1.0 and not finishes(self.causal.config)
-        alone = type(head) is nn.Linear and head.bias is None and plain
-        return head.weight if alone and not head.weight.requires_grad else None
+        return head.weight if plain and type(head) is nn.Linear and head.bias is None else None
+
+    @property
+    def chunk_rows(self) -> int:
+        """Predicted tokens whose logits are alive at once where coefficients are known early."""
+        return early_rows(self.causal.get_output_embeddings().weight)
 
     def _distance(self, logp: Tensor, target: Tensor) -> Tensor:
         """logp [M, V], target [M] -> 1 - <e_target, sum over v of p_v e_v> [M], in [0, 2]: how far the next token is
@@ -306,13 +342,9 @@ class _Picked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
-        kind = torch.promote_types(logits.dtype, torch.float32)
-        norm = torch.empty(len(logits), dtype=kind, device=logits.device)
-        pieces = _pieces(logits)
-        for i in pieces:
-            norm[i : i + pieces.step] = logits[i : i + pieces.step].to(kind).logsumexp(-1)
+        logp, norm = _picked(logits, target, torch.promote_types(logits.dtype, torch.float32))
         ctx.save_for_backward(logits, target, norm)
-        return logits.gather(1, target[:, None])[:, 0].to(kind) - norm
+        return logp
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -320,12 +352,26 @@ class _Picked(torch.autograd.Function):
         logits, target, norm = ctx.saved_tensors
         # where the graph is kept, the logits are asked for again
         found = torch.empty_like(logits) if torch._C._autograd._get_current_graph_task_keep_graph() else logits
-        pieces = _pieces(logits)
-        for i in pieces:
-            here = slice(i, i + pieces.step)
-            part = (logits[here] - norm[here, None]).exp_().mul_(-grads[0][here, None])
-            found[here] = part.scatter_add_(1, target[here, None], grads[0][here, None].to(part.dtype))
+        _to_gradient(logits, target, norm, grads[0], found)
         return found, None
+
+
+def _picked(logits: Tensor, target: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Log-probs of the targets and log-normalisers, [M]."""
+    norm = torch.empty(len(logits), dtype=kind, device=logits.device)
+    pieces = _pieces(logits)
+    for i in pieces:
+        norm[i : i + pieces.step] = logits[i : i + pieces.step].to(kind).logsumexp(-1)
+    return logits.gather(1, target[:, None])[:, 0].to(kind) - norm, norm
+
+
+def _to_gradient(logits: Tensor, target: Tensor, norm: Tensor, grad: Tensor, into: Tensor) -> None:
+    """The gradient of sum(grad * logp) with respect to the logits."""
+    pieces = _pieces(logits)
+    for i in pieces:
+        here = slice(i, i + pieces.step)
+        part = (logits[here] - norm[here, None]).exp_().mul_(-grad[here, None])
+        into[here] = part.scatter_add_(1, target[here, None], grad[here, None].to(part.dtype))
 
 
 class _Frozen(torch.autograd.Function):
@@ -340,7 +386,7 @@ class _Frozen(torch.autograd.Function):
         kind = torch.promote_types(hidden.dtype, torch.float32)
         logp = torch.empty(len(hidden), dtype=kind, device=hidden.device)
         unit = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        rows = max(1, FROZEN_BYTES // (4 * len(weight)))
+        rows = early_rows(weight)
         for i in range(0, len(hidden), rows):
             here = slice(i, i + rows)
             logits = nn.functional.linear(hidden[here], weight).to(kind)
@@ -356,6 +402,50 @@ class _Frozen(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (unit,) = ctx.saved_tensors
         return unit * grads[0][:, None].to(unit.dtype), None, None
+
+
+class _Early(torch.autograd.Function):
+    """hidden [M, h], a head's weight [V, h], target [M], given -> 0, which carries the gradient.
+
+    Equation:
+        with c = d loss / d logp: d hidden = G W, d W = G^T hidden, G = c (onehot(target) - softmax(W hidden))
+
+    A chunk's logits become its G in place, and are gone when the next chunk's are made.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, given: Given) -> Tensor:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        kind = torch.promote_types(hidden.dtype, torch.float32)
+        narrow = weight.to(dtype)
+        back = torch.zeros_like(hidden)
+        own = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for number, places in enumerate(given.rows):
+            rows = places.to(hidden.device)
+            h, t = hidden.index_select(0, rows).to(dtype), target.index_select(0, rows)
+            logits = nn.functional.linear(h, narrow)
+            logp, norm = _picked(logits, t, kind)
+            with torch.enable_grad(), torch.autocast(device, enabled=False):
+                c = given.coefficients(number, logp).to(hidden.device, kind)
+            _to_gradient(logits, t, norm, c, logits)
+            back.index_copy_(0, rows, (logits @ narrow).to(hidden.dtype))
+            if own is not None and dtype == own.dtype:
+                own.addmm_(logits.T, h)
+            elif own is not None:
+                own += logits.T @ h
+        ctx.save_for_backward(back, own)
+        return hidden.new_zeros((), dtype=kind)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *ctx.saved_tensors, None, None
+
+
+def early_rows(weight: Tensor) -> int:
+    """Rows of logits [., V] that fit `EARLY_BYTES` in float32."""
+    return max(1, EARLY_BYTES.get(weight.device.type, 1 << 30) // (4 * len(weight)))
 
 
 def _activation(states: tuple[Tensor, ...], row: Row) -> Tensor:

@@ -30,7 +30,7 @@ from torch import nn
 from accord.data.batches import LayoutName, Micro, pack
 from accord.data.chat import Sequence
 from accord.data.store import cache_root
-from accord.engine import attention, frozen
+from accord.engine import attention, frozen, fused
 from accord.engine.logprobs import Row, Scorer, base_model, no_dropout
 from accord.errors import AccordError, ConfigError
 
@@ -257,6 +257,7 @@ def load(
     if bits is None:
         module.to(where)
         module.requires_grad_(True)
+    fused.install(module)
     for p in frozen:  # a PEFT model object keeps what it had frozen
         p.requires_grad_(False)
     compute = choose_precision(precision, where)
@@ -528,13 +529,14 @@ def choose_layout(policy: Policy, layout: LayoutName | Literal["auto"] = "auto")
                 f"model {policy.name!r}: its log-probs are not finite before any training; its weights are damaged"
             )
         worst: dict[str, str] = {}
-        for name in names:
+        attention.trim(frozen.last_layer(scorer.causal))
+        for name, trims in ((n, t) for n in names for t in ((False,) if n == "padded" else (True, False))):
             if name != "padded" and recurrent(scorer):
                 worst[name] = "recurrent layers carry one sequence into the next"
                 continue
             try:
                 _set_attention(scorer, plain if name == "padded" else attention.NAME)
-                scorer.layout = name
+                scorer.layout, scorer.trims = name, trims
                 micro = pack(sequences, range(len(sequences)), name, keep_last=scorer.keep_last or not _text(scorer))
                 with torch.no_grad(), no_dropout(scorer):
                     got = _probe(scorer, micro)

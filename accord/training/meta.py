@@ -121,7 +121,7 @@ def ascend(step: Step, number: int) -> float:
     for micro, mine in zip(micros, owned, strict=True):
         with no_dropout(step.scorer):
             out = step.score(micro)
-        leaf = out["head:score"].detach().to(step.dtype).requires_grad_(True)
+        leaf = out["head:score"].detach().cpu().to(step.dtype).requires_grad_(True)
         at = {s: i for i, s in enumerate(micro.sequences.tolist())}
         here = [spread(leaf[[at[e] for e in group]]) for group in ends if group[0] in at]
         j = torch.stack(here).sum() / len(units)

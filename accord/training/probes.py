@@ -304,7 +304,7 @@ def entanglement(step: Step, batch: Batch, number: int, weights: Seq[nn.Paramete
             else:
                 given = [sides._slice(collected, c, micro, True) for c in whole]
             for side, cotangent in zip(names, given, strict=True):
-                push = cotangent["logp"].to(out["logp"].dtype)
+                push = cotangent["logp"].to(out["logp"])
                 grads = torch.autograd.grad(out["logp"], weights, push, retain_graph=True, allow_unused=True)
                 for total, g in zip(sums[side], grads, strict=True):
                     total += 0 if g is None else g

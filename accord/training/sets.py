@@ -71,7 +71,7 @@ def from_heads(
     step: Step, collected: Collected, names: list[str], cotangents: Cotangents, out: dict[str, Tensor]
 ) -> np.ndarray:
     """The shares of a batch that is one micro-batch in every process: their parts of the heads' gradients add up."""
-    own = _of_heads(step, cotangents, out["hidden"].detach().to(step.dtype))
+    own = _of_heads(step, cotangents, out["hidden"].detach().cpu().to(step.dtype))
     every = step.processes.gather([[g.cpu() for g in grads if g is not None] for grads in own])
     grads = [[torch.stack(p).sum(0) for p in zip(*several, strict=True)] for several in zip(*every, strict=True)]
     return shares(step, collected, names, grads)  # type: ignore[arg-type]
@@ -122,7 +122,7 @@ def hand_back(
 ) -> None:
     """The backward pass of one forward pass; no further than to the parameters `until`."""
     names = [n for n in out if out[n].requires_grad]
-    given = [cotangent.get(n, torch.zeros_like(out[n])).to(out[n].dtype) for n in names]
+    given = [cotangent.get(n, torch.zeros_like(out[n])).to(out[n]) for n in names]
     torch.autograd.backward([out[n] for n in names], given, retain_graph=again, inputs=until)
 
 

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from torch import Tensor
 
 from accord.data.batches import Batch, Micro, TermBatch, micro_batches, pack, seeded, with_mismatched
 from accord.data.records import Record
-from accord.engine.logprobs import Row, Scorer, adapter_dropout, no_dropout
+from accord.engine.logprobs import Given, Row, Scorer, adapter_dropout, no_dropout
 from accord.engine.models import trainable
 from accord.engine.reference import Reference
 from accord.errors import AccordError, ConfigError
 from accord.objectives import table
-from accord.training import sets
+from accord.training import early, sets
 from accord.training.meta import Meta
 from accord.training.parallel import Processes, norms_by_part, total_norm
 from accord.training.sharing import Combine, Gradients, Partition, Rule, add_up, pair_normalised, parts, set_names
@@ -34,6 +34,7 @@ from accord.training.terms import (
     Leaves,
     Metrics,
     Outcome,
+    Seen,
     Term,
     add_metrics,
     evaluate,
@@ -79,14 +80,6 @@ class Result:
     metrics: Metrics
     grad_norm: float
     examples: list[Example]
-
-
-class Seen(NamedTuple):
-    """What was measured. losses: of each term, before its weight, as (sum, units)."""
-
-    metrics: Metrics
-    examples: list[Example]
-    losses: Metrics
 
 
 class Step:
@@ -156,7 +149,7 @@ class Step:
                 f"{self.live[0]} needs the reference beside the policy: set reference_mode: live (one more forward "
                 "pass a step, and its weights in memory)"
             )
-        self.dtype = torch.float32 if scorer.device.type == "mps" else torch.float64
+        self.dtype = torch.float64  # of leaves, which lie on the CPU: a device is waited for once a micro-batch
 
     def __call__(
         self, batch: Batch, number: int, learning_rates: dict[int, float] | None = None, progress: float = 0.0
@@ -230,11 +223,16 @@ class Step:
             if self.processes.first:  # every process computes the same: one reports
                 metrics, examples = seen.metrics, seen.examples
         share = sets.ahead(self, collected, names, whole)
+        known_early = early.known(self, collected)
+        here: Seen | None
         for place, (micro, mine) in enumerate(zip(collected.micros, collected.owned, strict=True)):
             with adapter_dropout(self.scorer):  # a checkpointed layer is computed again in the backward pass
                 self.draw(collected, place)
-                out = self.score(micro)
-                cotangents, here = self.cotangents_of(collected, micro, mine, out, names, whole)
+                if known_early:
+                    out, cotangents, here = early.score(self, collected, micro, mine)
+                else:
+                    out = self.score(micro)
+                    cotangents, here = self.cotangents_of(collected, micro, mine, out, names, whole)
                 if here is not None:
                     add_metrics(metrics, here.metrics)
                     examples += here.examples
@@ -260,7 +258,7 @@ class Step:
         terms = self._within(collected.batch, micro) if mine else {}
         leaves = self._leaves(collected, micro, out)
         cotangents, seen = self.cotangents(collected, leaves, terms, names)
-        here = torch.from_numpy(micro.sequences).to(self.scorer.device)
+        here = torch.from_numpy(micro.sequences)
         return [{k: v if k in leaves.tokens else v[here] for k, v in c.items()} for c in cotangents], seen
 
     def cotangents(
@@ -443,11 +441,11 @@ class Step:
                     found.setdefault("old_logp", {})[i] = torch.from_numpy(sequence.old[sequence.trained])
         return found
 
-    def score(self, micro: Micro) -> dict[str, Tensor]:
+    def score(self, micro: Micro, given: Given | None = None) -> dict[str, Tensor]:
         """One pass of the scorer, with the reference beside it where a row asks for that."""
         row = Row.of(micro, self.scorer.device)
         if not self.live:
-            return self.scorer(row, self.needs, logp=self.logps)
+            return self.scorer(row, self.needs, logp=self.logps, given=given)
         with self.references["ref"].open() as reference:
             beside = reference.against(row, self.needs)
         return self.scorer(row, self.needs, beside)
@@ -461,18 +459,16 @@ class Step:
 
     def _leaves(self, collected: Collected, micro: Micro, out: dict[str, Tensor]) -> Leaves:
         """Detached leaves of one forward pass, in the numbering of the batch's sequences."""
-        device = self.scorer.device
-        owner = torch.from_numpy(micro.owner).to(device)
-        tokens = {k: v.detach().to(self.dtype) for k, v in out.items() if self.by_token(k)}
-        parts = torch.from_numpy(collected.batch.parts).to(device)
+        owner, parts = torch.from_numpy(micro.owner), torch.from_numpy(collected.batch.parts)
+        out = {k: v.detach().cpu().to(self.dtype) for k, v in out.items()}
+        tokens = {k: v for k, v in out.items() if self.by_token(k)}
         leaves = Leaves(tokens, owner, len(parts), parts=parts)
         self._add_fixed(collected, leaves, micro.owner)
-        index = torch.from_numpy(micro.sequences).to(device)
+        index = torch.from_numpy(micro.sequences)
         for name, value in out.items():
             if not self.by_token(name):
                 shape = (len(collected.batch.sequences), *value.shape[1:])
-                full = torch.zeros(shape, dtype=self.dtype, device=device)
-                leaves.sequences[name] = full.index_copy(0, index, value.detach().to(self.dtype))
+                leaves.sequences[name] = torch.zeros(shape, dtype=self.dtype).index_copy(0, index, value)
         return leaves
 
     def _add_fixed(self, collected: Collected, leaves: Leaves, owner: np.ndarray) -> None:
@@ -480,7 +476,7 @@ class Step:
         size = dict(zip(order.tolist(), counts.tolist(), strict=True))
         for name, known in collected.fixed.items():
             parts = [known.get(i, torch.zeros(size[i])) for i in dict.fromkeys(owner.tolist())]
-            leaves.tokens[name] = torch.cat(parts).to(leaves.owner.device, self.dtype)
+            leaves.tokens[name] = torch.cat(parts).to(self.dtype)
 
     def _score_all(self, collected: Collected, train: bool, silent: bool = False) -> Leaves:
         """Every sequence of the global batch, or silent one, scored without gradient, gathered from all processes.
@@ -501,16 +497,15 @@ class Step:
         for other in self.processes.gather(found):
             found |= other
         order = sorted(found)
-        device = self.scorer.device
         owner = np.repeat(order, [int(collected.batch.sequences[i].trained.sum()) for i in order])
         names = found[order[0]].keys()
-        tokens = {k: torch.cat([found[i][k] for i in order]).to(device, self.dtype) for k in names if self.by_token(k)}
-        parts = torch.from_numpy(collected.batch.parts).to(device)
-        leaves = Leaves(tokens, torch.from_numpy(owner).to(device), len(parts), parts=parts)
+        tokens = {k: torch.cat([found[i][k] for i in order]).to(self.dtype) for k in names if self.by_token(k)}
+        parts = torch.from_numpy(collected.batch.parts)
+        leaves = Leaves(tokens, torch.from_numpy(owner), len(parts), parts=parts)
         self._add_fixed(collected, leaves, owner)
         for k in names:
             if k not in tokens:
-                leaves.sequences[k] = torch.stack([found[i][k] for i in order]).to(device, self.dtype)
+                leaves.sequences[k] = torch.stack([found[i][k] for i in order]).to(self.dtype)
         return leaves
 
     def _slice(self, collected: Collected, cotangent: dict[str, Tensor], micro: Micro, mine: bool) -> dict[str, Tensor]:
@@ -521,7 +516,7 @@ class Step:
         found = {}
         for name, value in cotangent.items():
             index = rows if name in collected.leaves.tokens else micro.sequences
-            piece = value[torch.from_numpy(index).to(value.device)]
+            piece = value[torch.from_numpy(index)]
             found[name] = piece if mine else torch.zeros_like(piece)
         return found
 

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -742,6 +742,14 @@ def factors(
         found[side] = slope[index] / torch.as_tensor(times, device=slope.device) * divisors[name] / term.weight
     found["squares"] = (sum(x.abs() for x in found.values()) / 2) ** 2  # type: ignore[assignment]
     return {f"factors/{k}": (float(v.sum()), float(len(batch))) for k, v in found.items()}
+
+
+class Seen(NamedTuple):
+    """What was measured. losses: of each term, before its weight, as (sum, units)."""
+
+    metrics: Metrics
+    examples: list[Example]
+    losses: Metrics
 
 
 def add_metrics(into: Metrics, other: Metrics) -> None:
