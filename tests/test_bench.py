@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from accord.bench import cell as cells
-from accord.bench import scaling, table, work
+from accord.bench import device, scaling, shapes, table, work
 from accord.bench.baselines import TRAINERS
-from accord.bench.sides import Ours
+from accord.bench.sides import Ours, Turn
 from accord.errors import AccordError, ConfigError
 from accord.sampling import local
 
@@ -63,6 +64,7 @@ def test_a_cell_that_is_stored_is_not_run_again_and_a_control_that_is_uneven_is_
         ran.append((what, cell.against))
         return {
             "cell": cells.asdict(cell), "ratio": 1.2, "ratios": [1.1, 1.3], "wall_ratio": 1.0, "speed": 1.0,
+            "effective": 2.0,
             "utilisation": {"accord": 0.5, "other": 0.2}, "products": {"accord": 1.0, "other": 2.0},
             "reference": {"accord": 1.0, "other": 2.0}, "peak": 1.0,
         }  # fmt: skip
@@ -97,7 +99,7 @@ def test_both_sides_go_the_same_way(model_folder, tmp_path, objective):
     assert a.losses[0] == pytest.approx(begin, abs=1e-5)
     assert a.losses[2] != pytest.approx(a.losses[0], abs=1e-5)
     assert a.losses == pytest.approx(b.losses, abs=2e-4)
-    assert min(a.cpu + b.cpu) > 0
+    assert min(a.seconds + b.seconds) > 0
 
 
 @pytest.mark.parametrize("objective", ["dpo", "ulma"])
@@ -128,7 +130,6 @@ def test_sampling_is_raced_if_greedy_answers_are_those_of_generate(model_folder,
 
 
 def test_time_is_fitted_by_tokens_and_attention(model_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(scaling, "VOCABULARY", 300)
     monkeypatch.setattr(work, "MIXES", {"balanced": (12, 8)})
     monkeypatch.setattr(scaling, "MIXES", work.MIXES)
     monkeypatch.setattr(scaling, "apart", lambda what, cell: {"peak": 2.0**30 + cell.prompts})
@@ -171,6 +172,135 @@ def test_a_name_that_is_not_there_is_refused(accord):
 def test_a_peak_is_that_of_the_process_and_not_of_the_one_that_started_it():
     held = bytearray(1 << 30)
     held[:: 1 << 12] = b"1" * len(held[:: 1 << 12])
-    code = "from accord.bench.cell import _resident; print(_resident())"
+    code = "from accord.bench.device import held; print(held()['peak'])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(found.stdout) < 1 << 30 < cells._resident()
+    assert float(found.stdout) < 1 << 30 < device.held()["peak"]
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """A GPU as far as the clock and the table ask: its card, its memory, and who waited for it."""
+    waited: list[None] = []
+    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device.torch.cuda, "synchronize", lambda: waited.append(None))
+    monkeypatch.setattr(device.torch.cuda, "max_memory_allocated", lambda: 3)
+    monkeypatch.setattr(device.torch.cuda, "max_memory_reserved", lambda: 4)
+    monkeypatch.setattr(shapes, "free_memory", lambda device: 150 * 10**9)
+    return waited
+
+
+def test_on_a_gpu_the_clock_waits_for_it_and_memory_is_also_what_was_reserved(a_gpu, monkeypatch):
+    monkeypatch.setattr(device.time, "process_time", lambda: pytest.fail("CPU seconds say nothing of a GPU"))
+    began = device.now()
+    assert device.now() > began
+    assert len(a_gpu) == 2
+    assert device.held() == {"peak": 3.0, "reserved": 4.0}
+    assert device.kind() == "GPU"
+
+
+def test_a_turn_s_seconds_are_those_of_the_device_s_clock(monkeypatch):
+    ticks = iter([10.0, 12.5])
+    monkeypatch.setattr(device, "now", lambda: next(ticks))
+    turn = Turn("one", lambda ended: ended(0.5))
+    turn.go()
+    assert turn.seconds == [2.5]
+    turn.stop()
+
+
+def test_what_is_left_out_and_what_mfu_is():
+    """7 operations a second of 28 by the sheet, of 14 as measured; the two that warm up are slower and not seen."""
+    found = work.compared(2, [[9, 9, 1, 1], [9, 9, 2, 3]], [[9, 9, 1, 1], [9, 9, 4, 4]], [7.0] * 4, 14, 28)
+    assert found["ratios"] == [2, 3]
+    assert found["wall_ratio"] == 4
+    assert found["utilisation"] == {"accord": 0.5, "other": pytest.approx((7 / 2 + 7 / 3) / 2 / 14)}
+    assert found["mfu"]["accord"] == 0.25
+    assert work.compared(0, [[1], [1]], [[1], [1]], [1], 1, None)["mfu"] is None
+
+
+def test_a_card_is_known_by_its_whole_name():
+    known = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA A100-SXM4-80GB": 312e12,
+             "NVIDIA H20": None, "Tesla V100": None}  # fmt: skip
+    assert {name: device.sheet(name, device.torch.bfloat16) for name in known} == known
+
+
+def test_tokens_without_sharing_are_those_of_the_pairs_or_of_the_answers():
+    update = work.draw("balanced", 3, 2, 1, 100)[0]
+    prompts, answers = [len(p) for p in update.prompts], [[len(a) for a in several] for several in update.answers]
+    assert update.repeated("dpo") == sum(6 * p + 2 * sum(a) for p, a in zip(prompts, answers, strict=True))
+    assert update.repeated("kto") == sum(3 * p + sum(a) for p, a in zip(prompts, answers, strict=True))
+    assert update.repeated("sft") == sum(p + a[0] for p, a in zip(prompts, answers, strict=True))
+
+
+def test_the_cells_of_a_gpu_and_those_that_have_no_room_are_skipped_with_a_word(a_gpu, tmp_path, monkeypatch):
+    """Tuned TRL takes the batch that is fastest among those that fit, alone and beside Accord."""
+
+    def asked(preset, model=None, **known):
+        return table.cells_of(
+            table.PRESETS[preset],
+            model,
+            objectives=[],
+            mixes=["balanced"],
+            against=[],
+            k=2,
+            lora=False,
+            threads=1,
+            **known,
+        )
+
+    every = asked("gpu")
+    assert {(c.warm, c.updates, c.prompts) for c in every} == {(5, 20, 64)}
+    assert {(c.against, c.batch) for c in every} == {("itself", 0), ("tuned-bf16", 0), ("box", 8)}
+    ran = []
+
+    def measured(what, cell):
+        ran.append((what, cell.batch))
+        if cell.batch == (64 if what == "pace" else 16):
+            raise table.NoRoomError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return {"cell": cells.asdict(cell), "seconds": 1 / cell.batch}
+
+    monkeypatch.setattr(table, "apart", measured)
+    monkeypatch.setattr(shapes, "make", lambda shape: None)
+    monkeypatch.setattr(table, "lines", lambda found: [str(f.get("skipped")) for f in found])
+    chosen = [c for c in every if c.against == "tuned-bf16" and c.model.endswith(("1.7b", "8b"))]
+    found = table.run(chosen, tmp_path, False, lambda line: None)
+    assert [(f["cell"]["lora"], f["cell"]["batch"], "skipped" in f) for f in found] == [
+        (False, 4, False), (True, 4, False), (True, 4, False), (False, 0, True),
+    ]  # fmt: skip
+    assert ran[:6] == [("pace", 1), ("pace", 4), ("pace", 16), ("pace", 64), ("race", 16), ("race", 4)]
+    assert found[-1]["skipped"] == (
+        "two sides take 289 GB before any activation, and 150 GB of the GPU are free"
+    )  # 8.03 billion weights, 36 bytes each
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="for a GPU, and there is none here; --model tiny tries them out"):
+        asked("gpu")
+
+
+def test_a_skipped_cell_is_told_below_the_table():
+    cell = small("m", against="box")
+    text = table.lines([{"cell": cells.asdict(cell), "skipped": "two sides take 9 GB"}])
+    assert text[1:] == ["m-dpo-balanced-box-k2-2x2-t1: skipped, two sides take 9 GB"]
+    assert table.control_fails([{"cell": cells.asdict(small("m", against="itself")), "skipped": "no"}]) == []
+
+
+def test_the_cells_of_a_gpu_run_here_with_a_tiny_shape(tmp_path, monkeypatch, accord):
+    """`--preset gpu` from the command to the table, adapters in bf16 against TRL's, on a random shape of its kind."""
+    pytest.importorskip("trl")
+    monkeypatch.setitem(shapes.SHAPES, "mini", (300, 32, 64, 2, 4, 2, True))
+    small = replace(table.PRESETS["gpu"], prompts=4, batch=2)
+    monkeypatch.setitem(table.PRESETS, "gpu", small)
+    monkeypatch.setattr(table, "apart", lambda what, cell: in_here(what, cell, tmp_path / what))
+    words = ["bench", "--preset", "gpu", "--model", "mini", "--lora", "--mix", "response", "--updates", "1", "--json"]
+    code, out, err = accord(*words, "--against", "box", "--against", "tuned-bf16", "--output", str(tmp_path / "kept"))
+    assert code == 0, err
+    box, tuned = json.loads(out)
+    assert (box["cell"]["batch"], tuned["cell"]["batch"], tuned["cell"]["lora"]) == (2, 0, True)
+    assert tuned["losses"]["accord"] == pytest.approx(tuned["losses"]["other"], abs=2e-2)
+    assert box["mfu"] is None
+    assert box["clock"] == "CPU"
+    config = json.loads((shapes.folder_of("mini") / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+
+
+def in_here(what, cell, folder):
+    """A measurement in this process."""
+    return cells.race(cell, folder) if what == "race" else cells.memory(cell, folder, what)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from accord.bench.work import MIXES, Update, least_work, peak
+from accord.bench import device
+from accord.bench.work import MIXES, Update, compared, least_work
 from accord.engine import models
 from accord.errors import AccordError
 from accord.sampling import local
@@ -66,35 +67,30 @@ def race(cell: Cell, updates: list[Update]) -> dict[str, Any]:
     Raises:
         AccordError: a greedy answer is another than that of `generate`.
     """
-    policy = models.load(cell.model, precision="fp32")
+    policy = models.load(cell.model, device=device.name(), precision="fp32")
     policy.model.generation_config.eos_token_id = None
     new = MIXES[cell.mix][1]
     batches = [[p.tolist() for p in sorted(update.prompts, key=len)] for update in updates]
     order: list[Callable[..., list[list[int]]]] = [ours, ours if cell.against == "itself" else plainly]
     torch.manual_seed(0)
-    cpu: list[list[float]] = [[], []]
+    seconds: list[list[float]] = [[], []]
     wall: list[list[float]] = [[], []]
     with models.generating(policy):
         greedy = [f(policy, batches[0][:4], 2, new, 0.0) for f in (ours, plainly)]
         if other := sum(a != b for a, b in zip(*greedy, strict=True)):
             raise AccordError(f"{cell.name}: {other} of {len(greedy[0])} greedy answers are not those of generate")
-        before = peak(policy.scorer.compute)
+        before = device.peak(policy.scorer.compute)
         for i, batch in enumerate(batches):
             for side in (0, 1) if i % 2 == 0 else (1, 0):
-                began = time.process_time(), time.perf_counter()
+                began = device.now(), time.perf_counter()
                 order[side](policy, batch, cell.k, new, 1.0)
-                cpu[side].append(time.process_time() - began[0])
+                seconds[side].append(device.now() - began[0])
                 wall[side].append(time.perf_counter() - began[1])
-    rate = max(before, peak(policy.scorer.compute))
+    rate = max(before, device.peak(policy.scorer.compute))
     answers = [np.zeros(new, dtype=int)] * cell.k  # work goes by lengths; a forward is a third of an update
     least = [least_work(policy.model, Update(u.prompts, [answers] * len(u.prompts)), "dpo") / 3 for u in updates]
-    ratios = [y / x for x, y in zip(cpu[0][1:], cpu[1][1:], strict=True)]
-    middle = statistics.median
-    used = [middle(w / t / rate for w, t in zip(least[1:], side[1:], strict=True)) for side in cpu]
+    timed = list(zip(batches, seconds[0], strict=True))[cell.warm :]
     return {
-        "gate": {"greedy": 0.0}, "ratio": middle(ratios), "ratios": ratios,
-        "wall_ratio": middle(y / x for x, y in zip(wall[0][1:], wall[1][1:], strict=True)),
-        "cpu": {"accord": cpu[0][1:], "other": cpu[1][1:]}, "wall": {"accord": wall[0][1:], "other": wall[1][1:]},
-        "utilisation": {"accord": used[0], "other": used[1]}, "least": least, "peak": rate,
-        "speed": middle(cell.k * new * len(u.prompts) / t for u, t in zip(updates[1:], cpu[0][1:], strict=True)),
+        "gate": {"greedy": 0.0}, **compared(cell.warm, seconds, wall, least, rate, None), "peak": rate,
+        "speed": statistics.median(cell.k * new * len(batch) / t for batch, t in timed),
     }  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from accord.bench import device
 from accord.bench.sides import ADAM, RATE, Turn
 from accord.bench.work import Update
 from accord.errors import ConfigError
@@ -67,7 +67,7 @@ class Theirs:
 
     def __init__(
         self, model: Path, updates: list[Update], objective: str, baseline: str, *, lora: bool = False, folder: Path,
-        adapter: dict[str, torch.Tensor] | None = None,
+        adapter: dict[str, torch.Tensor] | None = None, batch: int = 0,
     ) -> None:  # fmt: skip
         try:
             import trl
@@ -82,24 +82,19 @@ class Theirs:
         how = BASELINES[baseline]
         rows = [rows_of(update, objective) for update in updates]
         size = len(rows[0])
-        alone = 2 if objective == "kto" else 1  # TRL's KTO refuses one example at a time
+        alone = batch or (size if not how.tuned else 2 if objective == "kto" else 1)  # TRL's KTO refuses one at a time
         kind = TRAINERS[objective]
-        options: dict[str, Any] = {"bf16": how.bf16}
+        options: dict[str, Any] = {"bf16": how.bf16, "per_device_train_batch_size": alone}
+        options["gradient_accumulation_steps"] = size // alone
         if how.tuned:
-            options |= {
-                "gradient_checkpointing": False,
-                "per_device_train_batch_size": alone,
-                "gradient_accumulation_steps": size // alone,
-            }
+            options["gradient_checkpointing"] = False
             if kind in ("DPO", "KTO"):
                 options["precompute_ref_log_probs"] = True
-        else:
-            options["per_device_train_batch_size"] = size
         if kind == "SFT":
             options["dataset_kwargs"] = {"skip_prepare_dataset": True}
         config = getattr(trl, f"{kind}Config")(
             output_dir=str(folder), max_steps=10**6, learning_rate=RATE, lr_scheduler_type="constant", report_to="none",
-            save_strategy="no", max_length=None, use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
+            save_strategy="no", max_length=None, use_cpu=device.name() == "cpu", disable_tqdm=True,
             adam_beta1=ADAM["betas"][0], adam_beta2=ADAM["betas"][1], adam_epsilon=ADAM["eps"], weight_decay=0.0,
             logging_strategy="no", **options,
         )  # fmt: skip
@@ -119,9 +114,9 @@ class Theirs:
                 return torch.utils.data.SequentialSampler(self.train_dataset)
 
             def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
-                began = time.process_time()
+                began = device.now()
                 found = super()._precompute_ref_logps(*args, **kwargs)
-                side.reference = time.process_time() - began
+                side.reference = device.now() - began
                 return found
 
             def compute_loss(self, *args: Any, **kwargs: Any) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
-import platform
-import resource
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from accord.bench import answers, plain
+from accord.bench import answers, device, plain
 from accord.bench.baselines import BASELINES, Theirs
 from accord.bench.sides import Ours, Turn
-from accord.bench.work import Update, draw, least_work, peak
+from accord.bench.work import Update, compared, draw, least_work
 from accord.errors import AccordError
 
 LOSS, GRADIENT, CONTROL = 2e-5, 1e-4, 0.05  # what the gates allow
@@ -30,6 +30,8 @@ class Cell:
 
     objective: what is trained, or `sample`: answers are sampled.
     against: a name of `BASELINES`, or `itself`: the control, in which Accord races Accord.
+    warm: updates of each side that are not timed.
+    batch: examples that TRL sees at a time; 0: one if it is tuned, else the whole update.
     """
 
     model: str
@@ -41,25 +43,36 @@ class Cell:
     prompts: int = 8
     updates: int = 6
     threads: int = 1
+    warm: int = 1
+    batch: int = 0
 
     @property
     def name(self) -> str:
         parts = [Path(self.model).name, self.objective, self.mix, self.against, f"k{self.k}"]
         parts += ["lora"] if self.lora else []
-        return "-".join([*parts, f"{self.prompts}x{self.updates}", f"t{self.threads}"])
+        parts += [f"{self.prompts}x{self.updates}", f"t{self.threads}"]
+        parts += [f"w{self.warm}"] if self.warm != 1 else []
+        return "-".join([*parts, f"b{self.batch}"] if self.batch else parts)
+
+    @property
+    def examples(self) -> int:
+        """How many an update has, as TRL counts them."""
+        return self.prompts * {"sft": 1, "kto": self.k}.get(self.objective, self.k * (self.k - 1) // 2)
 
     @property
     def ours(self) -> str:
         """Accord's precision."""
-        return "fp32" if self.against == "itself" else BASELINES[self.against].ours
+        if self.against == "itself":
+            return "fp32" if device.name() == "cpu" else "auto"
+        return BASELINES[self.against].ours
 
 
-def _vocabulary(model: str) -> int:
+def vocabulary(model: str) -> int:
     return int(json.loads((Path(model) / "config.json").read_text())["vocab_size"])
 
 
 def work_of(cell: Cell) -> list[Update]:
-    return draw(cell.mix, cell.k, cell.prompts, cell.updates + 1, _vocabulary(cell.model))
+    return draw(cell.mix, cell.k, cell.prompts, cell.updates + cell.warm, vocabulary(cell.model))
 
 
 def sides_of(cell: Cell, folder: Path, who: str = "both") -> tuple[Ours | None, Theirs | Ours | plain.Plain | None]:
@@ -76,8 +89,9 @@ def sides_of(cell: Cell, folder: Path, who: str = "both") -> tuple[Ours | None, 
     elif who != "ours":
         adapter = dict(ours.policy.model.named_parameters()) if cell.lora and ours else None
         theirs = Theirs(
-            model, updates, cell.objective, cell.against, lora=cell.lora, folder=folder / "b", adapter=adapter
-        )
+            model, updates, cell.objective, cell.against, lora=cell.lora, folder=folder / "b", adapter=adapter,
+            batch=cell.batch,
+        )  # fmt: skip
     return ours, theirs
 
 
@@ -93,7 +107,7 @@ def gate(cell: Cell, folder: Path) -> dict[str, float]:
     Raises:
         AccordError: a difference is above `LOSS` or `GRADIENT`: no time would mean anything.
     """
-    update = draw(cell.mix, cell.k, 3, 1, _vocabulary(cell.model), seed=1)[0]
+    update = draw(cell.mix, cell.k, 3, 1, vocabulary(cell.model), seed=1)[0]
     ours = Ours(Path(cell.model), [update], cell.objective, precision="fp32", lora=cell.lora, folder=folder)
     ours.prepare()
     scorer, step = ours.policy.scorer, ours.step
@@ -133,77 +147,67 @@ def race(cell: Cell, folder: Path) -> dict[str, Any]:
     """Gate, then updates in the order A B B A, each once by either side, and what the two reference passes took."""
     torch.set_num_threads(cell.threads)
     if cell.objective == "sample":
-        return {"cell": asdict(cell), "machine": machine()} | answers.race(cell, work_of(cell))
+        return {"cell": asdict(cell), "machine": device.machine()} | answers.race(cell, work_of(cell))
     equal = gate(cell, folder / "gate")
+    _let_go()
     ours, theirs = sides_of(cell, folder)
     assert ours is not None
     assert theirs is not None
     prepared = ours.prepare()
     theirs_prepared = theirs.prepare() if isinstance(theirs, Ours) else theirs.reference
-    before = peak(ours.policy.scorer.compute)
     a, b = ours.turn(), theirs.turn("other")
-    order = [t for i in range(cell.updates + 1) for t in ((a, b) if i % 2 == 0 else (b, a))]
-    with _counted() as counts:
-        for turn in order[:2]:  # the first update of each warms up, and its operations are counted
-            counts.of(turn)
-    for turn in order[2:]:
-        turn.go()
-    after = peak(ours.policy.scorer.compute)
-    updates = work_of(cell)
-    least = [least_work(ours.policy.model, u, cell.objective, cell.lora) for u in updates]
-    rate = max(before, after)
+    counters = [counted(turn, cell.warm - 1) for turn in (a, b)]  # when all that is chosen by trying is chosen
+    compute = ours.policy.scorer.compute
+    before = device.peak(compute)
+    for i in range(cell.warm + cell.updates):
+        for turn in (a, b) if i % 2 == 0 else (b, a):
+            turn.go()
+    after = device.peak(compute)
     a.stop()
     b.stop()
-    ratios = [y / x for x, y in zip(a.cpu[1:], b.cpu[1:], strict=True)]
-    apart = max(abs(x - y) for x, y in zip(a.losses[:3], b.losses[:3], strict=True))
-    middle = statistics.median
+    updates = [u.seen(cell.objective) for u in work_of(cell)]
+    least = [least_work(ours.policy.model, u, cell.objective, cell.lora) for u in updates]
+    about = device.machine()
+    sheet = device.sheet(about["device"], compute)
+    found = compared(cell.warm, [a.seconds, b.seconds], [a.wall, b.wall], least, max(before, after), sheet)
+    unique, repeated = [u.unique for u in updates], [u.repeated(cell.objective) for u in updates]
+    timed = found["seconds"]["accord"]
+    work = [float(c.get_total_flops()) / least[cell.warm - 1] for c in counters]
     return {
-        "cell": asdict(cell), "machine": machine(), "gate": equal, "ratio": middle(ratios), "ratios": ratios,
-        "wall_ratio": middle(y / x for x, y in zip(a.wall[1:], b.wall[1:], strict=True)),
-        "cpu": {"accord": a.cpu[1:], "other": b.cpu[1:]}, "wall": {"accord": a.wall[1:], "other": b.wall[1:]},
-        "losses": {"accord": a.losses, "other": b.losses}, "losses_apart": apart,
-        "utilisation": {
-            side: middle(w / t / rate for w, t in zip(least[1:], turn.cpu[1:], strict=True))
-            for side, turn in (("accord", a), ("other", b))
-        },
-        "peak": [before, after], "least": least,
-        "products": {"accord": counts.found[0] / least[0], "other": counts.found[1] / least[0]},
-        "tokens": {"unique": [u.unique for u in updates], "repeated": [u.repeated() for u in updates]},
-        "speed": middle(u.unique / t for u, t in zip(updates[1:], a.cpu[1:], strict=True)),
+        "cell": asdict(cell), "machine": about, "gate": equal, **found,
+        "losses": {"accord": a.losses, "other": b.losses},
+        "losses_apart": max(abs(x - y) for x, y in zip(a.losses[:3], b.losses[:3], strict=True)),
+        "peak": [before, after], "sheet": sheet, "least": least, "products": {"accord": work[0], "other": work[1]},
+        "tokens": {"unique": unique, "repeated": repeated},
+        "speed": statistics.median(n / t for n, t in zip(unique[cell.warm :], timed, strict=True)),
+        "effective": statistics.median(n / t for n, t in zip(repeated[cell.warm :], timed, strict=True)),
         "reference": {"accord": prepared, "other": theirs_prepared},
     }  # fmt: skip
 
 
-class _counted:  # noqa: N801 - a context
-    """Operations of the matrix products of an update; the mode belongs to a thread, so the loop's body runs in it."""
+def counted(turn: Turn, at: int) -> FlopCounterMode:
+    """Counts the operations of the matrix products of update `at` of a loop, which has not begun.
 
-    def __init__(self) -> None:
-        self.found: list[float] = []
+    The mode belongs to a thread, so the loop's own enters and leaves it.
+    """
+    body, counter, done = turn.body, FlopCounterMode(display=False), 0
 
-    def __enter__(self) -> _counted:
-        return self
+    def counting(ended: Callable[[float], None]) -> None:
+        def once(loss: float) -> None:
+            nonlocal done
+            if done == at:
+                counter.__exit__(None, None, None)
+            done += 1
+            ended(loss)
+            if done == at:
+                counter.__enter__()
 
-    def __exit__(self, *args: object) -> None: ...
-
-    def of(self, turn: Turn) -> None:
-        body, counter = turn.body, FlopCounterMode(display=False)
-
-        def counting(ended: Any) -> None:
+        if at == 0:
             counter.__enter__()
-            first = True
+        body(once)
 
-            def once(loss: float) -> None:
-                nonlocal first
-                if first:
-                    counter.__exit__(None, None, None)
-                    first = False
-                ended(loss)
-
-            body(once)
-
-        turn.body = counting
-        turn.go()
-        self.found.append(float(counter.get_total_flops()))
+    turn.body = counting
+    return counter
 
 
 def memory(cell: Cell, folder: Path, who: str) -> dict[str, float]:
@@ -214,43 +218,38 @@ def memory(cell: Cell, folder: Path, who: str) -> dict[str, float]:
     assert side is not None
     if isinstance(side, Ours):
         side.prepare()
-    ready = _resident()
+    ready = device.held()["peak"]
     turn = side.turn()
     for _ in range(3):
         turn.go()
     turn.stop()
-    return {"ready": ready, "peak": _resident()}
+    return {"ready": ready, **device.held()}
 
 
-def _resident() -> float:
-    if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated())
-    status = Path("/proc/self/status")  # what `getrusage` says begins with the peak of the parent process
-    if status.exists():
-        return next(float(x.split()[1]) * 1024 for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def pace(cell: Cell, folder: Path) -> dict[str, float]:
+    """Seconds of an update of the opponent's, alone in this process: the least of three, behind one that warms up."""
+    torch.set_num_threads(cell.threads)
+    theirs = sides_of(cell, folder, "theirs")[1]
+    assert theirs is not None
+    turn = theirs.turn()
+    for _ in range(4):
+        turn.go()
+    turn.stop()
+    return {"seconds": min(turn.seconds[1:])}
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers belong to."""
-    from importlib.metadata import version
-
-    names = ("torch", "transformers", "trl", "peft", "accord-align")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    return {"device": device, "python": platform.python_version()} | {n: version(n) for n in names}
-
-
-def _processor() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((x.partition(": ")[2] for x in lines if x.startswith("model name")), platform.processor())
+def _let_go() -> None:
+    gc.collect()
+    if device.name() == "cuda":
+        torch.cuda.empty_cache()
 
 
 def main(words: list[str]) -> None:
     """`python -m accord.bench.cell WHAT JSON`: prints what was found as the last line."""
     what, cell = words[0], Cell(**json.loads(words[1]))
     with tempfile.TemporaryDirectory() as folder:
-        found = race(cell, Path(folder)) if what == "race" else memory(cell, Path(folder), what)
+        ways: dict[str, Any] = {"race": race, "pace": pace}
+        found = ways[what](cell, Path(folder)) if what in ways else memory(cell, Path(folder), what)
     print(json.dumps(found))
 
 

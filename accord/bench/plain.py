@@ -3,7 +3,6 @@ compares Accord with it, and objectives that TRL has not are raced against it.""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from accord.bench import device as place
 from accord.bench.sides import ADAM, RATE, Turn, corpus_of
 from accord.bench.work import Update
 from accord.data.batches import Batch, gather
@@ -90,12 +90,11 @@ class Plain:
             for examples, update in zip(order, updates, strict=True)
         ]
         loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = loaded.to(device).eval()  # dropout off, as the reference has it
-        began = time.process_time()
+        self.model = loaded.to(place.name()).eval()  # dropout off, as the reference has it
+        began = place.now()
         with torch.no_grad():
             known = [[log_probs(self.model, batch, self.model.device) for batch in parts] for parts in self.updates]
-        self.references, self.reference = known, time.process_time() - began
+        self.references, self.reference = known, place.now() - began
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATE, weight_decay=0.0, fused=True, **ADAM)
 
     def turn(self, name: str = "plain") -> Turn:

@@ -4,7 +4,6 @@ and the batch grow."""
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -15,10 +14,11 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from accord.bench.cell import Cell
+from accord.bench import device
+from accord.bench.cell import Cell, vocabulary
 from accord.bench.sides import Ours
 from accord.bench.table import apart
-from accord.bench.work import MIXES, VOCABULARY, Update, draw
+from accord.bench.work import MIXES, Update, draw
 
 ANSWERS, PROMPTS = (2, 4, 8), (2, 4)
 GROWN = {"4 prompts an update, 4 updates": (4, 3), "of 25 updates": (4, 24), "16 prompts an update": (16, 3)}
@@ -52,16 +52,16 @@ def timed(model: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
     update is a forward and a backward pass and a step of the optimizer."""
     torch.set_num_threads(1)
     grid = list(product(MIXES, ANSWERS, PROMPTS))
-    updates = [draw(mix, k, p, 1, VOCABULARY, seed=p)[0] for mix, k, p in grid]
+    updates = [draw(mix, k, p, 1, vocabulary(str(model)), seed=p)[0] for mix, k, p in grid]
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(model, updates, "simpo", precision="fp32", folder=Path(folder))
         seconds = np.full((2, len(grid)), np.nan)
         ours.step(ours.schedule.batch(0), 0)
         for turn, order in enumerate((range(len(grid)), reversed(range(len(grid))))):
             for i in order:
-                began = time.process_time()
+                began = device.now()
                 ours.step(ours.schedule.batch(i), i)
-                seconds[turn, i] = time.process_time() - began
+                seconds[turn, i] = device.now() - began
             say(f"pass {turn + 1} of 2: {seconds[turn].sum():.0f} s")
     return [
         {"mix": mix, "k": k, "prompts": p, "sizes": sizes(u), "seconds": float(t)}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from accord.bench import device
 from accord.bench.work import Update
 from accord.data.batches import Batch, Corpus, Item, gather
 from accord.data.chat import Sequence
@@ -42,12 +43,12 @@ class Turn:
     """A training loop in a thread of its own, which goes one update at a time.
 
     The loop calls `ended(loss)` after each update and is held there; `go` lets it run to the next one. Only one thread
-    runs at a time, so the seconds of the process are those of the update.
+    runs at a time, so the seconds of `device.now` are those of the update.
     """
 
     name: str
     body: Callable[[Callable[[float], None]], None]
-    cpu: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
@@ -78,12 +79,12 @@ class Turn:
 
     def go(self) -> None:
         """One update, timed."""
-        cpu, wall = time.process_time(), time.perf_counter()
+        began, wall = device.now(), time.perf_counter()
         self._go.release()
         self._held.acquire()
         if self._error is not None:
             raise self._error
-        self.cpu.append(time.process_time() - cpu)
+        self.seconds.append(device.now() - began)
         self.wall.append(time.perf_counter() - wall)
 
     def stop(self) -> None:
@@ -148,7 +149,7 @@ class Ours:
         term = terms[objective]
         torch.manual_seed(0)
         self.policy = models.load(
-            model, device="auto", precision=precision, lora=models.LoraOptions() if lora else None,  # type: ignore[arg-type]
+            model, device=device.name(), precision=precision, lora=models.LoraOptions() if lora else None,  # type: ignore[arg-type]
             heads=term.heads,
         )  # fmt: skip
         scorer = self.policy.scorer
@@ -156,7 +157,7 @@ class Ours:
         self.schedule = _Order(corpus, objective, order)
         refs: dict[str, Reference] = references_of(
             str(reference or "start"), "cached", str(folder / "cache"), self.policy, terms, Processes(), fresh=True,
-            model=str(model), load={"device": "auto", "precision": precision},
+            model=str(model), load={"device": device.name(), "precision": precision},
         ) if term.references else {}  # fmt: skip
         heads = {f"head:{name}": RATE for name in scorer.heads}  # as TRL's learn
         groups, self.rates = parameter_groups(scorer, RATE, heads, 0.0)
@@ -167,13 +168,13 @@ class Ours:
         self.folder = folder
 
     def prepare(self) -> float:
-        """The reference pass; its CPU seconds."""
+        """The reference pass; its seconds."""
         batches = [self.schedule.batch(i) for i in range(len(self.schedule.updates))]
         wanted = referenced(self.step, batches) if self.step.references else {}
-        began = time.process_time()
+        began = device.now()
         for name, sequences in wanted.items():
             self.step.references[name].prepare(sequences)
-        return time.process_time() - began
+        return device.now() - began
 
     def turn(self, name: str = "accord") -> Turn:
         """Its loop, ready to go."""

@@ -1,21 +1,21 @@
-"""What is timed: made-up token ids in three mixes of lengths, a random model of 10 million weights, and the least
-work that an update of them takes."""
+"""What is timed: made-up token ids in three mixes of lengths, and the least work that an update of them takes."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from accord.bench import device
 from accord.data.batches import seeded
 
 MIXES = {"prompt": (330, 40), "balanced": (150, 100), "response": (60, 180)}  # median tokens of prompt and of answer
 OBJECTIVES = ("dpo", "kto", "ulma", "bradley_terry", "sft")
-VOCABULARY = 8192
+PAIRED = ("dpo", "bradley_terry")
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,25 @@ class Update:
     def trained(self) -> int:
         return sum(len(a) for several in self.answers for a in several)
 
-    def repeated(self) -> int:
-        """Tokens of the same pairs with each prompt written out before each answer."""
-        return sum(
-            2 * len(self.prompts[p]) + len(self.answers[p][i]) + len(self.answers[p][j]) for p, i, j in self.pairs()
-        )
+    def seen(self, objective: str) -> Update:
+        """What an objective sees of it: likelihood the best answers alone."""
+        return Update(self.prompts, [several[:1] for several in self.answers]) if objective == "sft" else self
+
+    def repeated(self, objective: str) -> int:
+        """Tokens of the same examples with a prompt written out before each answer, a pair's two each."""
+        if objective in PAIRED:
+            return sum(
+                2 * len(self.prompts[p]) + len(self.answers[p][i]) + len(self.answers[p][j]) for p, i, j in self.pairs()
+            )
+        answers = zip(self.prompts, self.seen(objective).answers, strict=True)
+        return sum(len(prompt) + len(a) for prompt, several in answers for a in several)
 
 
 def draw(mix: str, k: int, prompts: int, updates: int, vocabulary: int, seed: int = 0) -> list[Update]:
     """Updates of `prompts` prompts with `k` answers each; log-normal lengths, those of a prompt's answers correlated.
 
     >>> update = draw("balanced", 2, 8, 1, 100)[0]
-    >>> len(update.pairs()), update.unique < update.repeated()
+    >>> len(update.pairs()), update.unique < update.repeated("dpo")
     (8, True)
     """
     rng = seeded(seed, "bench", mix, k)
@@ -68,29 +75,6 @@ def draw(mix: str, k: int, prompts: int, updates: int, vocabulary: int, seed: in
             several.append([rng.integers(3, vocabulary, n) for n in sizes])
         found.append(Update(contexts, several))
     return found
-
-
-def random_model(folder: Path) -> Path:
-    """A random Llama of 10.9 million weights with a tokenizer of as many words, made once."""
-    if (folder / "config.json").exists():
-        return folder
-    from tokenizers import Tokenizer, models
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=688, num_hidden_layers=12, num_attention_heads=8,
-        num_key_value_heads=4, max_position_embeddings=2048, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1,
-        eos_token_id=2,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    words = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<eos>")), pad_token="<pad>", eos_token="<eos>"
-    )
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def least_work(model: Any, update: Update, objective: str, lora: bool = False) -> float:
@@ -121,7 +105,7 @@ def least_work(model: Any, update: Update, objective: str, lora: bool = False) -
         return body + (2 * head.numel() * predicted if objective != "bradley_terry" else 0)
 
     sizes = [len(p) for p in update.prompts]
-    chosen = [several[:1] if objective == "sft" else several for several in update.answers]
+    chosen = update.seen(objective).answers
     answers = sum(len(a) - 1 for several in chosen for a in several)
     seen = sum(area(several, p, True) for several, p in zip(chosen, sizes, strict=True))
     once = forward(sum(sizes) + answers, seen, answers + sum(map(len, chosen)))
@@ -134,14 +118,32 @@ def least_work(model: Any, update: Update, objective: str, lora: bool = False) -
     return total
 
 
-def peak(dtype: torch.dtype, seconds: float = 0.4) -> float:
-    """Operations a CPU second of a product of two 2048 x 2048 matrices here."""
-    import time
+def compared(
+    warm: int, seconds: list[list[float]], wall: list[list[float]], least: list[float], rate: float, sheet: float | None
+) -> dict[str, Any]:
+    """Both sides' times, ours first, and what follows from them; the first `warm` updates are left out.
 
-    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
-    a @ b
-    began, times = time.process_time(), 0
-    while time.process_time() - began < seconds:
-        a @ b
-        times += 1
-    return 2 * 2048**3 * times / (time.process_time() - began)
+    Args:
+        least: operations of each update. rate, sheet: operations a second, as measured and by the data sheet.
+
+    >>> found = compared(1, [[9, 2, 2], [9, 4, 6]], [[9, 2, 2], [9, 4, 6]], [8, 8, 8], 8, 16)
+    >>> found["ratio"], found["utilisation"]["accord"], found["mfu"]["accord"]
+    (2.5, 0.5, 0.25)
+    """
+
+    def median(values: Iterable[float]) -> float:
+        return statistics.median(list(values))
+
+    sides = ("accord", "other")
+    timed, clock = [s[warm:] for s in seconds], [s[warm:] for s in wall]
+    ratios = [y / x for x, y in zip(*timed, strict=True)]
+    done = {
+        side: median(w / t for w, t in zip(least[warm:], s, strict=True)) for side, s in zip(sides, timed, strict=True)
+    }
+    return {
+        "clock": device.kind(), "ratio": median(ratios), "ratios": ratios,
+        "wall_ratio": median(y / x for x, y in zip(*clock, strict=True)),
+        "seconds": dict(zip(sides, timed, strict=True)), "wall": dict(zip(sides, clock, strict=True)),
+        "utilisation": {side: w / rate for side, w in done.items()},
+        "mfu": {side: w / sheet for side, w in done.items()} if sheet else None,
+    }  # fmt: skip

@@ -14,14 +14,18 @@ from accord.errors import ConfigError, nearest
 
 @app.command(help="Race Accord against TRL on the same weights, ids and batches.", rich_help_panel=LOOK)
 def bench(
-    model: Annotated[str, typer.Option(help="tiny (10.9 million random weights), smollm2, or a folder.")] = "tiny",
-    preset: Annotated[str, typer.Option(help="ci, small or full: which cells.")] = "small",
+    model: Annotated[
+        str | None, typer.Option(help="tiny (10.9 million random weights), a larger shape, smollm2, or a folder.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="ci, small, full or gpu: which cells.")] = "small",
     objective: Annotated[list[str] | None, typer.Option(help="dpo, kto, bradley_terry, sft, ulma, sample.")] = None,
     mix: Annotated[list[str] | None, typer.Option(help="Which part is long: balanced, prompt, response.")] = None,
     against: Annotated[list[str] | None, typer.Option(help="tuned, tuned-bf16, fp32, box, plain, itself.")] = None,
     answers: Annotated[int, typer.Option(help="Answers a prompt; all their pairs are trained.")] = 2,
     lora: Annotated[bool, typer.Option("--lora", help="Train adapters.")] = False,
-    updates: Annotated[int, typer.Option(help="Updates that are timed; 0: as many as the preset has.")] = 0,
+    updates: Annotated[
+        int, typer.Option(help="Updates that are timed; 0: as many as the preset has, on a GPU 20.")
+    ] = 0,
     threads: Annotated[int, typer.Option(help="Threads that compute.")] = 1,
     output: Annotated[Path, typer.Option(help="Where cells are kept; the command goes on behind them.")] = Path(
         "runs/bench"
@@ -47,7 +51,7 @@ def bench(
     if scaling:
         from accord.bench import scaling as scales
 
-        found = scales.measure(table.folder_of(model), lambda line: typer.echo(line, err=True))
+        found = scales.measure(table.ready(table.folder_of(model or "tiny")), lambda line: typer.echo(line, err=True))
         typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(scales.lines(found)))
         return
     for what, given, known in (
