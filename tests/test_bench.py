@@ -11,7 +11,7 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from accord.bench import cell as cells
-from accord.bench import device, scaling, shapes, table, work
+from accord.bench import device, figures, scaling, shapes, table, work
 from accord.bench.baselines import TRAINERS
 from accord.bench.sides import Ours, Turn
 from accord.errors import AccordError, ConfigError
@@ -133,7 +133,10 @@ def test_time_is_fitted_by_tokens_and_attention(model_folder, tmp_path, monkeypa
     monkeypatch.setattr(work, "MIXES", {"balanced": (12, 8)})
     monkeypatch.setattr(scaling, "MIXES", work.MIXES)
     monkeypatch.setattr(scaling, "apart", lambda what, cell: {"peak": 2.0**30 + cell.prompts})
-    found = scaling.measure(model_folder, lambda line: None)
+    monkeypatch.setattr(scaling, "WIDTHS", ("tiny",))
+    monkeypatch.setitem(shapes.SHAPES, "tiny", (300, 32, 64, 2, 4, 2, True))
+    monkeypatch.setattr(scaling, "ready", lambda model: model)
+    found = scaling.kept(model_folder, tmp_path, lambda line: None)
     assert len(found["updates"]) == len(found["errors"]) == 6
     assert min(found["weights"]) >= 0
     update = work.draw("balanced", 2, 2, 1, 300, seed=2)[0]
@@ -141,10 +144,17 @@ def test_time_is_fitted_by_tokens_and_attention(model_folder, tmp_path, monkeypa
         len(p) * (len(p) + 1) / 2 + sum(sum(len(p) + i + 1 for i in range(len(a) - 1)) for a in several)
         for p, several in zip(update.prompts, update.answers, strict=True)
     )
-    assert found["updates"][0]["sizes"] == (update.unique, update.trained, seen, 1.0)
+    assert found["updates"][0]["sizes"] == [update.unique, update.trained, seen, 1.0]
+    assert [f["seconds"] for f in found["updates"]] == [min(f["passes"]) for f in found["updates"]]
+    assert {len(f["passes"]) for f in found["updates"]} == {3}
+    assert min(f["micros"] for f in found["updates"]) >= 1
+    assert len(found["twice"]) == 2
+    assert found["widths"]["tiny"] > 0
+    monkeypatch.setattr(scaling, "measure", lambda *args: pytest.fail("it is kept"))
+    assert scaling.kept(model_folder, tmp_path, lambda line: None) == found
     text = "\n".join(scaling.lines(found))
     assert "more data and larger batches: 1.00 times the memory" in text
-    assert "16 prompts an update: 1,024 MiB" in text
+    assert "16 prompts an update, 4 updates: 1,024 MiB" in text
 
 
 def test_what_trl_has_not_is_raced_against_the_plain_loop(tmp_path):
@@ -304,3 +314,46 @@ def test_the_cells_of_a_gpu_run_here_with_a_tiny_shape(tmp_path, monkeypatch, ac
 def in_here(what, cell, folder):
     """A measurement in this process."""
     return cells.race(cell, folder) if what == "race" else cells.memory(cell, folder, what)
+
+
+def test_twice_the_data_has_twice_the_tokens_of_the_same_lengths():
+    update = work.draw("response", 3, 2, 1, 100)[0]
+    twice = scaling.alike(update, 2, 100)
+    assert [len(p) for p in twice.prompts] == 2 * [len(p) for p in update.prompts]
+    assert (twice.unique, twice.trained) == (2 * update.unique, 2 * update.trained)
+    assert scaling.sizes(twice)[2] == 2 * scaling.sizes(update)[2]
+    assert len({p.tobytes() for p in twice.prompts}) == 4  # another prompt is not shared
+
+
+def test_figures_are_drawn_from_the_numbers_alone_and_are_the_same_each_time(tmp_path):
+    pytest.importorskip("matplotlib")
+    said: list[str] = []
+    raced = [
+        {"cell": cells.asdict(small("m", against=against)), "ratio": ratio, "ratios": [ratio - 0.5, ratio + 0.5],
+         "clock": "CPU"} for against, ratio in (("itself", 1.0), ("tuned", 1.87))
+    ]  # fmt: skip
+    figures.write(figures.race, raced, tmp_path / "a" / "race", said.append)
+    figures.write(figures.race, raced, tmp_path / "b" / "race", said.append)
+    drawn = (tmp_path / "a" / "race.svg").read_text()
+    assert drawn == (tmp_path / "b" / "race.svg").read_text()
+    assert "TRL best tuned, fp32" in drawn
+    assert "1.87" in drawn
+    assert said == [f"figure: {tmp_path}/{x}/race.svg" for x in "ab"]
+    updates = [
+        {"mix": mix, "k": k, "sizes": [100.0 * k, 50.0, 9.0, 1.0], "seconds": 0.1 * k}
+        for mix in work.MIXES
+        for k in (2, 8)
+    ]
+    grown = {"clock": "CPU", "updates": updates, "errors": [0.01] * 6, "memory": {"4 prompts, 4 updates": 2.0**30}}
+    figures.write(figures.scaling, grown, tmp_path / "scaling", said.append)
+    drawn = (tmp_path / "scaling.svg").read_text()
+    assert all(word in drawn for word in (*work.MIXES, "8 answers a prompt", "within 5%", "4 prompts,"))
+    assert len(drawn) < 100_000
+
+
+def test_without_matplotlib_there_is_a_sentence_and_no_figure(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said: list[str] = []
+    figures.write(figures.race, [], tmp_path / "race", said.append)
+    assert said == ["no figure: figures need matplotlib: pip install 'accord-align[lab]'"]
+    assert not list(tmp_path.iterdir())

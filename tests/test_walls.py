@@ -33,7 +33,7 @@ STANDS_ON: dict[str, set[str]] = {
     "training": {"sampling", "objectives", "monitors", "sinks", "stats"},
     "online": {"training", "sampling", "judges"},
     "lab": {"online", "evaluate", "report"},
-    "bench": {"training"},
+    "bench": {"lab"},
     "config": {"lab"},
     "sweeps": {"config"},
     "quickstart": {"lab"},

@@ -121,7 +121,7 @@ def run(cells: list[Cell], folder: Path, memory: bool, say: Callable[[str], None
     folder.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
     for cell in cells:
-        file = folder / f"{cell.name}-{_code()}.json"
+        file = folder / f"{cell.name}-{code_key()}.json"
         if not file.exists():
             say(f"{cell.name} ...")
             try:
@@ -167,7 +167,7 @@ def _raced(cell: Cell) -> dict[str, Any]:
     raise NoRoomError("both sides together ran out of the GPU's memory")
 
 
-def _code() -> str:
+def code_key() -> str:
     """Identity of the code whose speed is measured."""
     root = Path(__file__).parents[1]
     digest = hashlib.blake2b(digest_size=5)

@@ -39,20 +39,24 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     quiet_libraries()
-    from accord.bench import table
+    from accord.bench import figures, table
     from accord.bench.baselines import BASELINES
     from accord.bench.work import MIXES, OBJECTIVES
+
+    def tell(line: str) -> None:
+        typer.echo(line, err=True)
 
     if equality:
         from accord.bench.equality import lines
 
-        typer.echo("\n".join(lines(lambda line: typer.echo(line, err=True))))
+        typer.echo("\n".join(lines(tell)))
         return
     if scaling:
         from accord.bench import scaling as scales
 
-        found = scales.measure(table.ready(table.folder_of(model or "tiny")), lambda line: typer.echo(line, err=True))
-        typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(scales.lines(found)))
+        measured = scales.kept(table.folder_of(model or "tiny"), output, tell)
+        typer.echo(json.dumps(measured, indent=2) if as_json else "\n".join(scales.lines(measured)))
+        figures.write(figures.scaling, measured, output / "scaling", tell)
         return
     for what, given, known in (
         ("preset", [preset], table.PRESETS), ("objective", objective or [], {*OBJECTIVES, "sample"}),
@@ -68,8 +72,10 @@ def bench(
         chosen, model, objectives=objective or [], mixes=mix or [], against=against or [], k=answers, lora=lora,
         threads=threads, updates=updates,
     )  # fmt: skip
-    cells_found = table.run(cells, output, chosen.memory, lambda line: typer.echo(line, err=True))
+    cells_found = table.run(cells, output, chosen.memory, tell)
     typer.echo(json.dumps(cells_found, indent=2) if as_json else "\n".join(table.lines(cells_found)))
+    if any("skipped" not in f for f in cells_found):
+        figures.write(figures.race, cells_found, output / "race", tell)
     for line in (void := table.control_fails(cells_found)):
         typer.echo(f"the control fails, so these ratios are void: {line}", err=True)
     raise typer.Exit(int(bool(void)))
