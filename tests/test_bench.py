@@ -357,3 +357,19 @@ def test_without_matplotlib_there_is_a_sentence_and_no_figure(tmp_path, monkeypa
     figures.write(figures.race, [], tmp_path / "race", said.append)
     assert said == ["no figure: figures need matplotlib: pip install 'accord-align[lab]'"]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_ran_out_of_memory_is_told_from_one_that_failed(monkeypatch):
+    def ending(stderr):
+        return lambda *args, **known: subprocess.CompletedProcess(args, 1, "", stderr)
+
+    full = (
+        "Traceback\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\nException ignored in: <x>"
+    )
+    monkeypatch.setattr(table.subprocess, "run", ending(full))
+    with pytest.raises(table.NoRoomError, match="Tried to allocate"):
+        table.apart("race", small("m"))
+    monkeypatch.setattr(table.subprocess, "run", ending("Traceback\nValueError: no"))
+    with pytest.raises(AccordError, match="failed: ValueError: no") as error:
+        table.apart("race", small("m"))
+    assert not isinstance(error.value, table.NoRoomError)

@@ -63,6 +63,8 @@ def race(found: list[dict[str, Any]]) -> Figure:
 
 def scaling(found: dict[str, Any]) -> Figure:
     """Measured beside fitted time; time by unique tokens; peak memory by data and batch."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     updates, clock = found["updates"], found["clock"]
     seconds = np.array([f["seconds"] for f in updates])
     fitted = seconds * (1 + np.array(found["errors"]))
@@ -85,9 +87,13 @@ def scaling(found: dict[str, Any]) -> Figure:
             ylabel=f"{clock} seconds of an update", title="measured and fitted")  # fmt: skip
     tokens.set(xlabel="unique tokens of an update", ylabel=f"{clock} seconds of an update", title="time by tokens",
                xlim=(0, None), ylim=(0, None))  # fmt: skip
+    for axis in (law.xaxis, law.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
     law.legend(loc="lower right")
     tokens.legend(loc="upper left", fontsize=8)
-    names = [name.replace(", ", ",\n") for name in found["memory"]]
+    names = [name.replace(" an update, ", "\nan update,\n") for name in found["memory"]]
     memory.bar(names, [peak / 2**20 for peak in found["memory"].values()], color=COLOURS[0], width=0.55)
     memory.set(ylabel="MiB at the peak", title="memory by data and batch")
     memory.tick_params("x", labelsize=8)

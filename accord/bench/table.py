@@ -160,7 +160,7 @@ def _raced(cell: Cell) -> dict[str, Any]:
     for batch in TRIES:
         if cell.examples % batch == 0 and (batch > 1 or cell.objective != "kto"):  # one at a time TRL's KTO refuses
             with contextlib.suppress(NoRoomError):
-                paces[batch] = apart("pace", replace(cell, batch=batch))["seconds"]
+                paces[batch] = apart("pace", replace(cell, batch=batch, warm=1, updates=3))["seconds"]
     for batch in sorted(paces, key=lambda b: paces[b]):
         with contextlib.suppress(NoRoomError):
             return apart("race", replace(cell, batch=batch)) | {"paces": paces}
@@ -187,8 +187,10 @@ def apart(what: str, cell: Cell) -> dict[str, Any]:
         capture_output=True, text=True, env=environment, check=False,
     )  # fmt: skip
     if ended.returncode:
-        why = (ended.stderr.strip().splitlines() or ["no word"])[-1]
-        raise (NoRoomError if NO_ROOM in why else AccordError)(f"{cell.name} failed: {why}")
+        said = ended.stderr.strip().splitlines() or ["no word"]
+        if full := [line for line in said if NO_ROOM in line]:
+            raise NoRoomError(full[-1])
+        raise AccordError(f"{cell.name} failed: {said[-1]}")
     return json.loads(ended.stdout.strip().splitlines()[-1])
 
 
