@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from accord.bench.baselines import TRAINERS
 from accord.bench.sides import Ours, Turn
 from accord.errors import AccordError, ConfigError
 from accord.sampling import local
+from accord.training.step import Step
 
 
 def small(folder, **known) -> cells.Cell:
@@ -134,6 +136,7 @@ def test_time_is_fitted_by_tokens_and_attention(model_folder, tmp_path, monkeypa
     monkeypatch.setattr(scaling, "MIXES", work.MIXES)
     monkeypatch.setattr(scaling, "apart", lambda what, cell: {"peak": 2.0**30 + cell.prompts})
     monkeypatch.setattr(scaling, "WIDTHS", ("tiny",))
+    monkeypatch.setattr(scaling, "WINDOW", 0.02)
     monkeypatch.setitem(shapes.SHAPES, "tiny", (300, 32, 64, 2, 4, 2, True))
     monkeypatch.setattr(scaling, "ready", lambda model: model)
     found = scaling.kept(model_folder, tmp_path, lambda line: None)
@@ -323,6 +326,20 @@ def test_twice_the_data_has_twice_the_tokens_of_the_same_lengths():
     assert (twice.unique, twice.trained) == (2 * update.unique, 2 * update.trained)
     assert scaling.sizes(twice)[2] == 2 * scaling.sizes(update)[2]
     assert len({p.tobytes() for p in twice.prompts}) == 4  # another prompt is not shared
+
+
+def test_a_short_update_is_repeated_until_its_window_is_full(model_folder, monkeypatch):
+    """Of a clock that goes on by 1 second whenever it is read: a window of 3 is full behind three updates."""
+    ticks = itertools.count()
+    monkeypatch.setattr(device, "now", lambda: float(next(ticks)))
+    monkeypatch.setattr(scaling, "WINDOW", 3.0)
+    done: list[int] = []
+    step = Step.__call__
+    monkeypatch.setattr(Step, "__call__", lambda self, *args: done.append(1) or step(self, *args))
+    monkeypatch.setitem(work.MIXES, "balanced", (12, 8))
+    (found,) = scaling.timed(model_folder, [work.draw("balanced", 2, 2, 1, 300)[0]], lambda line: None)
+    assert len(done) == 1 + 3 * 3  # one warms up, three passes
+    assert found["passes"] == [4 / 3] * 3
 
 
 def test_figures_are_drawn_from_the_numbers_alone_and_are_the_same_each_time(tmp_path):

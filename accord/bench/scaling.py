@@ -24,7 +24,8 @@ from accord.bench.work import MIXES, Update, draw
 from accord.data.batches import seeded
 from accord.engine.models import free_memory, write_whole
 
-ANSWERS, PROMPTS, COPIES, PASSES = (2, 4, 8), (2, 4), (1, 2, 4), 3
+ANSWERS, PROMPTS, COPIES = (2, 4, 8), (2, 4), (1, 2, 4)
+PASSES, WINDOW = 3, 4.0
 GROWN = ((4, 4), (4, 25), (16, 4))  # prompts of an update, updates
 WIDTHS = ("tiny", "smollm2-135m", "smollm2-360m", "smollm2-1.7b")
 
@@ -68,8 +69,13 @@ def alike(update: Update, copies: int, words: int) -> Update:
 
 def timed(model: Path, updates: list[Update], say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Seconds of each update, the least of `PASSES`, in another order each time; no reference, so that an update is a
-    forward and a backward pass and a step of the optimizer. `micros`: its micro-batches. `met`: tokens times the
-    weights that they meet, billions."""
+    forward and a backward pass and a step of the optimizer.
+
+    A short one is repeated for `WINDOW` seconds: the least of several moments would be luckier than that of long ones.
+
+    Returns:
+        For each also `micros`, its micro-batches, and `met`, its tokens times the weights that they meet, in billions.
+    """
     torch.set_num_threads(1)
     numbers = range(len(updates))
     seconds = np.full((PASSES, len(updates)), np.nan)
@@ -83,10 +89,12 @@ def timed(model: Path, updates: list[Update], say: Callable[[str], None]) -> lis
         ours.step(ours.schedule.batch(0), 0)
         for number, order in enumerate(orders):
             for i in order:
-                began = device.now()
-                ours.step(ours.schedule.batch(i), i)
-                seconds[number, i] = device.now() - began
-            say(f"{model.name}: pass {number + 1} of {PASSES}, {seconds[number].sum():.0f} s")
+                began, done = device.now(), 0
+                while not done or device.now() - began < WINDOW:
+                    ours.step(ours.schedule.batch(i), i)
+                    done += 1
+                seconds[number, i] = (device.now() - began) / done
+            say(f"{model.name}: pass {number + 1} of {PASSES}, {seconds[number].sum():.0f} s of work")
         found = [
             {
                 "sizes": sizes(u), "seconds": float(seconds[:, i].min()), "passes": seconds[:, i].tolist(),
@@ -141,10 +149,10 @@ def measure(model: Path, say: Callable[[str], None]) -> dict[str, Any]:
 
 def kept(model: str | Path, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """The same, as `folder` holds it from the same code, else measured and kept there."""
-    file = folder / f"scaling-{Path(model).name}.json"
-    if not file.exists() or json.loads(file.read_text())["code"] != code_key():
+    file, code = folder / f"scaling-{Path(model).name}.json", code_key()
+    if not file.exists() or json.loads(file.read_text())["code"] != code:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(measure(ready(model), say) | {"code": code_key()}, indent=1))
+        write_whole(file, json.dumps(measure(ready(model), say) | {"code": code}, indent=1))
     found: dict[str, Any] = json.loads(file.read_text())
     return found
 
@@ -154,6 +162,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     errors, linear = (np.abs(found[what]) for what in ("errors", "linear"))
     a, b, c, d = (1e3 * w for w in found["weights"])
     clock, wide = found["clock"], found["widths"]
+    known = [x for name, x in wide.items() if name != "tiny"]
     smallest, *others = found["memory"].values()
     return [
         f"lengths   K  prompts  unique tokens  trained  {clock} s  fitted",
@@ -171,7 +180,9 @@ def lines(found: dict[str, Any]) -> list[str]:
             for mix, (seconds, tokens) in found["answers"].items()
         ),
         f"twice the prompts of the same lengths: {' and '.join(f'{x:.2f}' for x in found['twice'])} times as long",
-        f"{clock} s for a billion weights that meet a token: " + ", ".join(f"{x:.3f} ({n})" for n, x in wide.items()),
+        f"{clock} s for a billion weights that meet a token: "
+        + ", ".join(f"{x:.3f} ({n})" for n, x in wide.items())
+        + (f"; {max(known) / min(known) - 1:.0%} apart but for tiny" if len(known) > 1 else ""),
         *(f"peak memory, {what}: {peak / 2**20:,.0f} MiB" for what, peak in found["memory"].items()),
         f"more data and larger batches: {max(others) / smallest:.2f} times the memory",
     ]

@@ -42,7 +42,7 @@ def weights(shape: str) -> int:
     """How many it has, counted without making them.
 
     >>> weights("tiny"), weights("llama-3.1-8b")
-    (10947840, 8030261248)
+    (10803456, 8030261248)
     """
     from transformers import LlamaForCausalLM
 

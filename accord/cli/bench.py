@@ -15,7 +15,7 @@ from accord.errors import ConfigError, nearest
 @app.command(help="Race Accord against TRL on the same weights, ids and batches.", rich_help_panel=LOOK)
 def bench(
     model: Annotated[
-        str | None, typer.Option(help="tiny (10.9 million random weights), a larger shape, smollm2, or a folder.")
+        str | None, typer.Option(help="tiny (10.8 million random weights), a larger shape, smollm2, or a folder.")
     ] = None,
     preset: Annotated[str, typer.Option(help="ci, small, full or gpu: which cells.")] = "small",
     objective: Annotated[list[str] | None, typer.Option(help="dpo, kto, bradley_terry, sft, ulma, sample.")] = None,
