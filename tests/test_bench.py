@@ -104,6 +104,16 @@ def test_both_sides_go_the_same_way(model_folder, tmp_path, objective):
     assert min(a.seconds + b.seconds) > 0
 
 
+def test_trl_s_batch_changes_its_speed_and_not_its_way(model_folder, tmp_path):
+    pytest.importorskip("trl")
+    cell = cells.Cell(str(model_folder), prompts=4, updates=2, batch=2)
+    assert cell.examples == 4
+    ours, theirs = cells.sides_of(cell, tmp_path)
+    assert theirs.trainer.args.per_device_train_batch_size == theirs.trainer.args.gradient_accumulation_steps == 2
+    a, b = in_turn(ours, theirs)
+    assert a.losses == pytest.approx(b.losses, abs=2e-4)
+
+
 @pytest.mark.parametrize("objective", ["dpo", "ulma"])
 def test_the_plain_loop_goes_the_same_way(model_folder, tmp_path, objective):
     ours, theirs = cells.sides_of(small(model_folder, objective=objective, against="plain", k=3), tmp_path)
@@ -390,3 +400,24 @@ def test_a_process_that_ran_out_of_memory_is_told_from_one_that_failed(monkeypat
     with pytest.raises(AccordError, match="failed: ValueError: no") as error:
         table.apart("race", small("m"))
     assert not isinstance(error.value, table.NoRoomError)
+
+
+def test_scaling_is_told_drawn_and_kept(tmp_path, monkeypatch, accord):
+    pytest.importorskip("matplotlib")
+    updates = [
+        {"mix": mix, "k": 2, "prompts": 2, "sizes": [100.0, 50.0, 9.0, 1.0], "seconds": 0.1} for mix in work.MIXES
+    ]
+    found = {
+        "clock": "CPU", "updates": updates, "errors": [0.01] * 3, "linear": [0.02] * 3, "weights": [1e-3] * 4,
+        "answers": {"balanced": [3.1, 3.0]}, "twice": [1.99, 2.01],
+        "widths": {"tiny": 0.09, "smollm2-135m": 0.08, "smollm2-360m": 0.088},
+        "memory": {"4 prompts an update, 4 updates": 2.0**30, "16 prompts an update, 4 updates": 1.1 * 2.0**30},
+    }  # fmt: skip
+    monkeypatch.setattr(scaling, "measure", lambda model, say: found)
+    monkeypatch.setattr(scaling, "ready", lambda model: model)
+    code, out, err = accord("bench", "--scaling", "--output", str(tmp_path / "kept"))
+    assert code == 0, err
+    assert "twice the prompts of the same lengths: 1.99 and 2.01 times as long" in out
+    assert "0.088 (smollm2-360m); 10% apart but for tiny" in out
+    assert "more data and larger batches: 1.10 times the memory" in out
+    assert {p.name for p in (tmp_path / "kept").iterdir()} == {"scaling-tiny.json", "scaling.svg", "scaling.png"}

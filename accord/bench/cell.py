@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import statistics
 import sys
@@ -149,7 +148,7 @@ def race(cell: Cell, folder: Path) -> dict[str, Any]:
     if cell.objective == "sample":
         return {"cell": asdict(cell), "machine": device.machine()} | answers.race(cell, work_of(cell))
     equal = gate(cell, folder / "gate")
-    _let_go()
+    device.let_go()
     ours, theirs = sides_of(cell, folder)
     assert ours is not None
     assert theirs is not None
@@ -236,12 +235,6 @@ def pace(cell: Cell, folder: Path) -> dict[str, float]:
         turn.go()
     turn.stop()
     return {"seconds": min(turn.seconds[1:])}
-
-
-def _let_go() -> None:
-    gc.collect()
-    if device.name() == "cuda":
-        torch.cuda.empty_cache()
 
 
 def main(words: list[str]) -> None:

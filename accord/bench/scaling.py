@@ -3,7 +3,6 @@ beside them; memory is measured where the data and the batch grow."""
 
 from __future__ import annotations
 
-import gc
 import json
 import tempfile
 from collections.abc import Callable
@@ -104,7 +103,7 @@ def timed(model: Path, updates: list[Update], say: Callable[[str], None]) -> lis
             for i, u in enumerate(updates)
         ]  # fmt: skip
     del ours, trunk, head
-    gc.collect()
+    device.let_go()
     return found
 
 
@@ -123,7 +122,9 @@ def measure(model: Path, say: Callable[[str], None]) -> dict[str, Any]:
     for prompts, updates in GROWN:
         what = f"{many * prompts} prompts an update, {updates} updates"
         say(f"memory, {what} ...")
-        peaks[what] = apart("ours", Cell(str(model), prompts=many * prompts, updates=updates - 1))["peak"]
+        peaks[what] = apart("ours", Cell(str(model), against="itself", prompts=many * prompts, updates=updates - 1))[
+            "peak"
+        ]
     wide = {}
     for shape in WIDTHS:
         free = free_memory(torch.device(device.name())) or 0
