@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 
 from accord.bench import device, shapes
 from accord.bench.cell import Cell, vocabulary
@@ -22,6 +21,8 @@ from accord.bench.table import apart, code_key, ready
 from accord.bench.work import MIXES, Update, draw
 from accord.data.batches import seeded
 from accord.engine.models import free_memory, write_whole
+from accord.training import cost
+from accord.training.cost import fit
 
 ANSWERS, PROMPTS, COPIES = (2, 4, 8), (2, 4), (1, 2, 4)
 PASSES, WINDOW = 3, 4.0
@@ -34,27 +35,10 @@ def times() -> int:
     return 16 if device.name() == "cuda" else 1
 
 
-def sizes(update: Update) -> tuple[float, float, float, float]:
+def sizes(update: Update) -> cost.Sizes:
     """Unique tokens, trained tokens, pairs of query and key in a layer, and 1."""
-    area = 0.0
-    for prompt, several in zip(update.prompts, update.answers, strict=True):
-        p = len(prompt)
-        area += p * (p + 1) / 2 + sum((len(a) - 1) * (p + len(a) / 2) for a in several)
-    return float(update.unique), float(update.trained), area, 1.0
-
-
-def fit(found: list[tuple[tuple[float, float, float, float], float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients of the sizes, none below 0, by least squares of relative errors; and those errors.
-
-    >>> errors = fit([((u, u / 2, u**2, 1.0), 3 * u + 4) for u in (1.0, 2.0, 5.0, 9.0)])[1]
-    >>> bool(abs(errors).max() < 1e-9)
-    True
-    """
-    x, seconds = np.array([s for s, _ in found]), np.array([t for _, t in found])
-    scale = np.maximum(x.max(0), 1e-300)
-    relative = x / scale / seconds[:, None]
-    weights, _ = nnls(relative, np.ones(len(x)))
-    return weights / scale, relative @ weights - 1
+    trees = [(len(p), [*map(len, several)]) for p, several in zip(update.prompts, update.answers, strict=True)]
+    return cost.sizes(trees, update.trained)
 
 
 def alike(update: Update, copies: int, words: int) -> Update:

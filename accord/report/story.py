@@ -75,6 +75,8 @@ def what_was_done(run: RunFolder) -> Answer:
             speed += f" and kept {busy / spent:.1f} cores busy"
         if (looked := sum(r.get("probe_seconds", 0.0) for r in run.times)) >= 1:
             speed += f"; looking for the monitors took {clock(looked)}"
+        if cost := run.summary.get("cost"):
+            speed += f"; an update: {cost['told']}"
         facts.append(Fact("time", clock(seconds), f"on {s.get('device', '?')} in {s.get('precision', '?')}{speed}."))
     model = "/".join(Path(str(s.get("model") or "a model")).parts[-2:])
     return Answer("What was done?", f"{model} was trained with {objective_name(s.get('objective'))}", "plain", facts)

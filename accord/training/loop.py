@@ -12,6 +12,7 @@ from accord.data.batches import Batch, Schedule
 from accord.errors import ConfigError
 from accord.monitors.table import INFORMS, Panel
 from accord.sinks import JsonLines
+from accord.training.cost import Clock, tokens
 from accord.training.parallel import Processes
 from accord.training.probes import NoProbes, Probes
 from accord.training.state import Checkpoints, Progress
@@ -106,9 +107,8 @@ class Loop:
         last = self._cut(progress.step)
         evaluation: dict[str, float] = {}
         reason = "verdict" if self.halted else "early stop" if self._impatient(progress) else "done"
-        began, tokens = time.monotonic(), 0
-        first = progress.step
-        if first == 0 and self.held_out:
+        self.clock = Clock(self.schedule, self.step.work, self.options.max_steps, self.options.eval_steps)
+        if progress.step == 0 and self.held_out:
             self.evaluate(0)
         with asked_to_stop() as stop:
             while reason == "done" and progress.step < self.options.max_steps:
@@ -124,16 +124,12 @@ class Loop:
                 last = reduced(result.metrics) | {"grad_norm": result.grad_norm, "learning_rate": rates[0]}
                 last |= self.probes.after()
                 row = {"step": progress.step, "epoch": self.epoch(progress.step), **last}
-                size = sum(len(s.ids) + len(s.context) for s in batch.sequences)
-                tokens += size
                 self.trail.add(progress.step, batch, result.examples)
                 if self.processes.first:
                     self.metrics.append([row])
-                    times = {"seconds": elapsed, "tokens": size, "processor": busy, **self.probes.cost()}
-                    self.timing.append([{"step": progress.step, **times}])
-                speed = tokens / (time.monotonic() - began)
-                left = (time.monotonic() - began) / (progress.step - first) * (self.options.max_steps - progress.step)
-                self.watcher.step(progress.step, last, speed, left)
+                    times = {"seconds": elapsed, "tokens": tokens(batch.sequences), "processor": busy}
+                    self.timing.append([{"step": progress.step, **times, **self.probes.cost()}])
+                self.watcher.step(progress.step, last, *self.clock.tell(progress.step, batch, elapsed))
                 self._hear(progress.step, row)
                 if self._due(self.options.eval_steps, progress.step) and self.held_out:
                     evaluation, _ = self.evaluate(progress.step)
@@ -162,7 +158,8 @@ class Loop:
     def evaluate(self, step: int, *, write: bool = True) -> tuple[dict[str, float], list[Example]]:
         """Metrics over the held-out batches, under `eval_` names, and their examples (alike in every process)."""
         self.held_step.objective_state = self.step.objective_state
-        values, examples = evaluated(self.held_step, self.held_out)
+        with self.clock.evaluation():
+            values, examples = evaluated(self.held_step, self.held_out)
         if write and step not in self.evaluated:
             if self.processes.first:
                 self.trail.evaluated(step, self.held_out, examples)

@@ -18,6 +18,7 @@ from accord.engine.heads import CLASSIFIERS, REWARDS
 from accord.engine.reference import Reference
 from accord.errors import AccordError, ConfigError
 from accord.stats import share
+from accord.training.cost import Law
 from accord.training.loop import Finished
 from accord.training.terms import Example, Term, by_mean, noise, reward_scale, right, tie_width
 
@@ -84,8 +85,10 @@ def summarise(
     refs: dict[str, Reference],
     seconds: float,
     compute: torch.dtype,
+    law: Law | None = None,
 ) -> dict[str, Any]:
-    """summary.json: how it ended, the last and held-out numbers, accuracy with its interval and its baseline.
+    """summary.json: how it ended, the last and held-out numbers, what an update cost (`law`), accuracy with its
+    interval and its baseline.
 
     A pair whose margin is within the noise of `compute` is half right, and counted in `ties`. Intervals are over
     records: pairs of one record are not independent.
@@ -100,7 +103,7 @@ def summarise(
         "train": finished.last,
         "held_out": finished.evaluation,
         "seconds": round(seconds, 1),
-    }
+    } | ({"cost": law.as_dict()} if law else {})
     return summary | held_out_accuracy(finished.held, terms, compute)
 
 

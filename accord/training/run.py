@@ -468,7 +468,8 @@ def train(
         checkpoints.load(step, int(finished.progress.best_step or 0))
         finished.evaluation, finished.held = loop.evaluate(finished.progress.step, write=False)
         say(f"model/ holds the best weights, of step {finished.progress.best_step}")
-    summary = summarise(finished, terms, corpus, refs, time.monotonic() - began, scorer.compute)
+    took = time.monotonic() - began
+    summary = summarise(finished, terms, corpus, refs, took, scorer.compute, loop.clock.law)
     if (below := scorer.below) is not None:
         say(
             f"frozen layers: {below.computed:,} tokens computed, {below.read:,} from the cache, {below.states.folder} "

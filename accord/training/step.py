@@ -25,7 +25,7 @@ from accord.engine.models import trainable
 from accord.engine.reference import Reference
 from accord.errors import AccordError, ConfigError
 from accord.objectives import table
-from accord.training import early, sets
+from accord.training import cost, early, sets
 from accord.training.meta import Meta
 from accord.training.parallel import Processes, norms_by_part, total_norm
 from accord.training.sharing import Combine, Gradients, Partition, Rule, add_up, pair_normalised, parts, set_names
@@ -150,6 +150,7 @@ class Step:
                 "pass a step, and its weights in memory)"
             )
         self.dtype = torch.float64  # of leaves, which lie on the CPU: a device is waited for once a micro-batch
+        self.work = cost.Work(scorer)
 
     def __call__(
         self, batch: Batch, number: int, learning_rates: dict[int, float] | None = None, progress: float = 0.0
@@ -409,11 +410,12 @@ class Step:
         """This process's micro-batches; every process runs equally many, the surplus ones without gradient."""
         groups = micro_batches(batch.sequences, units, self.budget, self.scorer.layout)
         rank, world = self.processes.rank, self.processes.world
+        groups = self.work.alike(batch.sequences, groups) if world > 1 else groups
         rounds = -(-len(groups) // world)
         micros, owned = [], []
         for r in range(rounds):
             own = r * world + rank < len(groups)
-            group = groups[r * world + rank] if own else groups[0]
+            group = groups[r * world + rank] if own else groups[-1]
             micros.append(pack(batch.sequences, group, self.scorer.layout, keep_last=self.keep_last))
             owned.append(own)
         return micros, owned
