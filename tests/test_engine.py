@@ -76,7 +76,8 @@ WINDOWED = ("Mistral", "Gemma3Text")  # by 8 tokens: answers to them do not shar
 
 @pytest.mark.parametrize("name", equality.ARCHITECTURES)
 def test_every_way_to_a_log_prob_gives_the_same_gradient_or_falls_back_with_a_word(name):
-    for way, apart in equality.measure(name).items():
+    ways = [way for way in equality.WAYS if way != "compile"]
+    for way, apart in equality.measure(name, ways).items():
         if way in ("shared", "packed") and name in PADDED:
             assert PADDED[name] in apart
         elif way == "sampling" and name in (*PADDED, *WINDOWED):

@@ -45,6 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
     "live reference": {"objective": "dpo", "reference_mode": "live"},
     "what a live reference gives": {"objective": ["sparsepo_mapo", {"name": "selfie", "extrapolation": 0.5}]},
     "padded": {"objective": "dpo", "layout": "padded"},
+    "compiled": {"objective": "dpo", "compile_layers": True},
 }
 
 

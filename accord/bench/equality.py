@@ -4,6 +4,7 @@ padded forward of their own."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from accord.data.batches import LayoutName, micro_batches, pack, seeded
 from accord.data.chat import Sequence
-from accord.engine import models
+from accord.engine import compiled, models
 from accord.engine.logprobs import Given, Row, Scorer
 from accord.errors import AccordError
 from accord.sampling import local
@@ -42,7 +43,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Mamba": {"state_size": 4},
 }
 LAYOUTS: tuple[LayoutName, ...] = ("shared", "packed", "padded")
-WAYS = (*LAYOUTS, "chunked head", "early head", "checkpointing", "adapters", "sampling")
+WAYS = (*LAYOUTS, "chunked head", "early head", "checkpointing", "adapters", "compile", "sampling")
 
 
 def tiny(name: str, seed: int = 0) -> nn.Module:
@@ -100,13 +101,13 @@ def loss_of(logp: Tensor) -> Tensor:
     return nn.functional.softplus(-0.1 * (rho[0::3] - rho[1::3])).mean() + 0.01 * rho[2::3].mean()
 
 
-def measure(name: str) -> dict[str, float | str]:
+def measure(name: str, ways: Seq[str] = WAYS) -> dict[str, float | str]:
     """Of each way, the largest difference of a gradient as a part of the largest of its tensor, and 1 if the loss is
     more than 2e-5 away; a word where the architecture has no such way.
 
     Of `sampling`: the part of the greedy answers that are not those of `generate`.
     """
-    return {way: _way(name, way) for way in WAYS}
+    return {way: _way(name, way) for way in ways}
 
 
 def _way(name: str, way: str) -> float | str:
@@ -136,6 +137,8 @@ def _way(name: str, way: str) -> float | str:
     policy.model.zero_grad()
     if way == "chunked head":
         scorer.chunk_bytes = WORDS * 4 * 7
+    if way == "compile":
+        compiled.compile_layers(scorer.causal, scorer.device)
     if way == "early head" and scorer.plain_head is None:
         return "no: more than a matrix makes the logits"
     loss = _early(scorer, several) if way == "early head" else _late(scorer, several)

@@ -30,7 +30,7 @@ from torch import nn
 from accord.data.batches import LayoutName, Micro, pack
 from accord.data.chat import Sequence
 from accord.data.store import cache_root
-from accord.engine import attention, frozen, fused
+from accord.engine import attention, compiled, frozen, fused
 from accord.engine.logprobs import Row, Scorer, base_model, no_dropout
 from accord.errors import AccordError, ConfigError
 
@@ -202,6 +202,7 @@ def load(
     heads: tuple[str, ...] = (),
     layout: LayoutName | Literal["auto"] = "auto",
     gradient_checkpointing: bool = False,
+    compile_layers: bool = False,
     load_in_4bit: bool = False,
     freeze_layers: int = 0,
     frozen_states: FrozenStates = "live",
@@ -218,6 +219,7 @@ def load(
             reward model that writes no text is refused.
         layout: `auto` tries `shared`, `packed`, `padded` and takes the first that equals the plain forward.
         gradient_checkpointing: compute layers again in the backward pass instead of keeping their activations.
+        compile_layers: compile norms and feed-forward parts, see `compiled`.
         load_in_4bit: keep the frozen weights in 4 bits (nf4, by bitsandbytes) under adapters; needs a GPU.
         freeze_layers, frozen_states: see `freeze`; adapters stand above the frozen layers alone.
 
@@ -284,6 +286,8 @@ def load(
     choose_layout(policy, layout)
     if gradient_checkpointing:
         scorer.checkpoint_layers()
+    if compile_layers:
+        compiled.compile_layers(scorer.causal, scorer.device)
     if freeze_layers:
         freeze(policy, freeze_layers, frozen_states)
     return policy

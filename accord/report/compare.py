@@ -110,7 +110,7 @@ FREE = (
     "learning_rate", "max_steps", "epochs", "batch_size", "seed", "schedule", "warmup", "max_grad_norm", "weight_decay",
     "eval_steps", "save_steps", "patience", "device", "layout", "tokens_per_micro_batch", "rank", "alpha", "dropout",
     "lora", "adam_beta1", "adam_beta2", "adam_epsilon", "keep_checkpoints", "save_best", "best_metric",
-    "gradient_checkpointing", "precision", "freeze_layers", "frozen_states",
+    "gradient_checkpointing", "compile_layers", "precision", "freeze_layers", "frozen_states",
 )  # fmt: skip
 
 

@@ -131,6 +131,7 @@ def train(
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     layout: Literal["auto", "shared", "packed", "padded"] = "auto",
     gradient_checkpointing: bool = False,
+    compile_layers: bool = False,
     load_in_4bit: bool = False,
     freeze_layers: int = 0,
     frozen_states: Literal["live", "cached"] = "live",
@@ -196,6 +197,7 @@ def train(
         seed: of the order of examples and everything drawn.
         device, precision, layout: measured and chosen when `auto`, and written to config.yaml.
         gradient_checkpointing: compute layers again in the backward pass and keep less in memory.
+        compile_layers: compile norms and feed-forward parts of the layers at their first use: faster on a GPU.
         load_in_4bit: keep the frozen weights under adapters in 4 bits (bitsandbytes; needs a GPU).
         freeze_layers: leave the lowest so many layers, and embeddings, as they are.
         frozen_states: compute what comes out of them in every pass (`live`), or once for all runs (`cached`, on disk).
@@ -293,8 +295,8 @@ def train(
     torch.manual_seed(seed)
     policy = models.load(
         model, tokenizer, device=device, precision=precision, lora=lora_options, heads=heads, layout=layout,
-        gradient_checkpointing=gradient_checkpointing, load_in_4bit=load_in_4bit, freeze_layers=freeze_layers,
-        frozen_states=frozen_states, trust_remote_code=trust_remote_code,
+        gradient_checkpointing=gradient_checkpointing, compile_layers=compile_layers, load_in_4bit=load_in_4bit,
+        freeze_layers=freeze_layers, frozen_states=frozen_states, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     scorer = policy.scorer
     context = getattr(scorer.causal.config.get_text_config(), "max_position_embeddings", None)
@@ -679,7 +681,7 @@ FREE = (
     "device", "layout", "tokens_per_micro_batch", "reference_cache", "eval_steps", "save_steps",
     "keep_checkpoints", "data", "eval_data", "patience", "on_verdict", "output", "trust_remote_code", "best_metric",
     "monitors", "probe_every", "probe_samples",
-    "save_best", "gradient_checkpointing",
+    "save_best", "gradient_checkpointing", "compile_layers",
 )  # fmt: skip
 TOLD = ("max_steps", "epochs")
 
