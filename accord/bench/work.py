@@ -109,7 +109,8 @@ def least_work(model: Any, update: Update, objective: str, lora: bool = False) -
     answers = sum(len(a) - 1 for several in chosen for a in several)
     seen = sum(area(several, p, True) for several, p in zip(chosen, sizes, strict=True))
     once = forward(sum(sizes) + answers, seen, answers + sum(map(len, chosen)))
-    total = (2 if lora else 3) * once
+    adapters = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
+    total = (2 if lora else 3) * once + 6 * adapters * (sum(sizes) + answers)
     if objective == "kto":
         others = [several[:1] for several in (*chosen[1:], chosen[0])]  # both see the first of the next prompt's
         seen = sum(area(several, p, False) for several, p in zip(others, sizes, strict=True))

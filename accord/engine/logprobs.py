@@ -420,7 +420,7 @@ class _Early(torch.autograd.Function):
         kind = torch.promote_types(hidden.dtype, torch.float32)
         narrow = weight.to(dtype)
         back = torch.zeros_like(hidden)
-        own = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        own: Tensor | None = None
         for number, places in enumerate(given.rows):
             rows = places.to(hidden.device)
             h, t = hidden.index_select(0, rows).to(dtype), target.index_select(0, rows)
@@ -430,10 +430,9 @@ class _Early(torch.autograd.Function):
                 c = given.coefficients(number, logp).to(hidden.device, kind)
             _to_gradient(logits, t, norm, c, logits)
             back.index_copy_(0, rows, (logits @ narrow).to(hidden.dtype))
-            if own is not None and dtype == own.dtype:
-                own.addmm_(logits.T, h)
-            elif own is not None:
-                own += logits.T @ h
+            if ctx.needs_input_grad[1]:
+                part = (logits.T @ h).to(weight.dtype)
+                own = part if own is None else own.add_(part)
         ctx.save_for_backward(back, own)
         return hidden.new_zeros((), dtype=kind)
 
