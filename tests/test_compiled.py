@@ -49,9 +49,8 @@ def _gradients(checkpointing: bool, compile_layers: bool) -> dict[str, torch.Ten
     several = equality.sequences()
     row = Row.of(pack(several, range(len(several)), policy.scorer.layout), "cpu")
     loss = policy.scorer(row)["logp"].square().mean()
-    if not checkpointing:  # sets of gradients go back more than once
-        loss.backward(retain_graph=True)
-        policy.scorer.zero_grad()
+    loss.backward(retain_graph=True)  # sets of gradients go back more than once
+    policy.scorer.zero_grad()
     loss.backward()
     return {n: p.grad for n, p in policy.model.named_parameters() if p.grad is not None}
 

@@ -1149,6 +1149,13 @@ def test_gradient_checkpointing_changes_memory_and_no_gradient(layout, lora, mod
     assert kept[1] < 0.9 * kept[0]
 
 
+def test_layers_that_are_computed_again_can_be_gone_back_through_twice(model_folder, tmp_path):
+    """Probes do: they ask for the gradient of each answer over one forward pass."""
+    given = {"output": str(tmp_path / "r"), "max_steps": 2, "gradient_checkpointing": True, "probe_every": 1, **TINY}
+    done = accord.train(str(model_folder), pair_records(12), **given)
+    assert any("probe_seconds" in line for line in (done.folder / "timing.jsonl").read_text().splitlines())
+
+
 def test_four_bits_are_refused_where_they_cannot_be(model_folder, tmp_path):
     given = {"output": str(tmp_path / "r"), "load_in_4bit": True, "max_steps": 1, **TINY}
     with pytest.raises(ConfigError, match="adapters must be trained: add lora: true"):

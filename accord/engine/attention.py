@@ -186,7 +186,21 @@ _current: ContextVar[Layout | Growing | None] = ContextVar("accord_layout", defa
 def again() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
     """What a checkpointed layer runs in, now and when it is computed again: under the layout that holds now."""
     now = _current.get()
-    return contextlib.nullcontext(), attending(now) if now is not None else contextlib.nullcontext()
+    return contextlib.nullcontext(), _Again(now) if now is not None else contextlib.nullcontext()
+
+
+class _Again(contextlib.AbstractContextManager):
+    """`attending`, entered at every pass back through the layer: sets of gradients and probes make several."""
+
+    def __init__(self, layout: Layout | Growing) -> None:
+        self.layout = layout
+
+    def __enter__(self) -> None:
+        self.within = attending(self.layout)
+        self.within.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.within.__exit__(*error)
 
 
 @contextlib.contextmanager
