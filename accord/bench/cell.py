@@ -31,6 +31,7 @@ class Cell:
     against: a name of `BASELINES`, or `itself`: the control, in which Accord races Accord.
     warm: updates of each side that are not timed.
     batch: examples that TRL sees at a time; 0: one if it is tuned, else the whole update.
+    compiled: whether Accord compiles norms and feed-forward parts.
     """
 
     model: str
@@ -44,14 +45,23 @@ class Cell:
     threads: int = 1
     warm: int = 1
     batch: int = 0
+    compiled: bool = False
 
     @property
     def name(self) -> str:
         parts = [Path(self.model).name, self.objective, self.mix, self.against, f"k{self.k}"]
         parts += ["lora"] if self.lora else []
+        parts += ["compiled"] if self.compiled else []
         parts += [f"{self.prompts}x{self.updates}", f"t{self.threads}"]
         parts += [f"w{self.warm}"] if self.warm != 1 else []
         return "-".join([*parts, f"b{self.batch}"] if self.batch else parts)
+
+    def side(self, updates: list[Update], folder: Path, precision: str | None = None) -> Ours:
+        """Accord on these updates."""
+        return Ours(
+            Path(self.model), updates, self.objective, precision=precision or self.ours, lora=self.lora,
+            compiled=self.compiled, folder=folder,
+        )  # fmt: skip
 
     @property
     def examples(self) -> int:
@@ -80,9 +90,9 @@ def sides_of(cell: Cell, folder: Path, who: str = "both") -> tuple[Ours | None, 
     ours: Ours | None = None
     theirs: Theirs | Ours | plain.Plain | None = None
     if who != "theirs":
-        ours = Ours(model, updates, cell.objective, precision=cell.ours, lora=cell.lora, folder=folder / "a")
+        ours = cell.side(updates, folder / "a")
     if who != "ours" and cell.against == "itself":
-        theirs = Ours(model, updates, cell.objective, precision=cell.ours, lora=cell.lora, folder=folder / "b")
+        theirs = cell.side(updates, folder / "b")
     elif who != "ours" and cell.against == "plain":
         theirs = plain.Plain(model, updates, cell.objective)
     elif who != "ours":
@@ -107,7 +117,7 @@ def gate(cell: Cell, folder: Path) -> dict[str, float]:
         AccordError: a difference is above `LOSS` or `GRADIENT`: no time would mean anything.
     """
     update = draw(cell.mix, cell.k, 3, 1, vocabulary(cell.model), seed=1)[0]
-    ours = Ours(Path(cell.model), [update], cell.objective, precision="fp32", lora=cell.lora, folder=folder)
+    ours = cell.side([update], folder, "fp32")
     ours.prepare()
     scorer, step = ours.policy.scorer, ours.step
     draws = torch.Generator().manual_seed(1)

@@ -143,14 +143,14 @@ class Ours:
 
     def __init__(
         self, model: Path, updates: list[Update], objective: str, *, precision: str = "fp32", lora: bool = False,
-        folder: Path, reference: Path | None = None,
+        compiled: bool = False, folder: Path, reference: Path | None = None,
     ) -> None:  # fmt: skip
         terms = plan.terms(objective, {})
         term = terms[objective]
         torch.manual_seed(0)
         self.policy = models.load(
             model, device=device.name(), precision=precision, lora=models.LoraOptions() if lora else None,  # type: ignore[arg-type]
-            heads=term.heads,
+            heads=term.heads, compile_layers=compiled,
         )  # fmt: skip
         scorer = self.policy.scorer
         corpus, order = corpus_of(updates, objective, term.feeds_on)

@@ -26,7 +26,7 @@ class Preset:
     """objectives x mixes x baselines; prompts and updates of a cell; whether memory is measured and A/A is raced.
 
     models: shapes, and whether adapters are trained; where there are some, it needs a GPU.
-    batch: what TRL sees at a time if it is not tuned, its own default; 0: the whole update.
+    batch: what TRL sees at a time if it is not tuned, its own default; 0: the whole update. compiled: see `Cell`.
     """
 
     objectives: tuple[str, ...]
@@ -37,6 +37,7 @@ class Preset:
     memory: bool = True
     models: tuple[tuple[str, bool], ...] = ()
     batch: int = 0
+    compiled: bool = False
 
 
 LARGE = (
@@ -58,6 +59,7 @@ PRESETS = {
         prompts=64,
         batch=8,
         models=LARGE,
+        compiled=True,
     ),
 }
 TRIES = (1, 4, 16, 64)  # examples at a time, among which tuned TRL takes the fastest on a GPU
@@ -83,7 +85,7 @@ def ready(folder: str | Path) -> Path:
 
 def cells_of(
     preset: Preset, model: str | None, *, objectives: list[str], mixes: list[str], against: list[str], k: int,
-    lora: bool, threads: int, updates: int = 0,
+    lora: bool, threads: int, updates: int = 0, compiled: bool | None = None,
 ) -> list[Cell]:  # fmt: skip
     """The cells, in the order in which they are run; what is named replaces what the preset has.
 
@@ -106,7 +108,7 @@ def cells_of(
             cells.append(
                 Cell(
                     str(folder_of(name)), objective, mix, other, k, low or lora, preset.prompts, updates or count,
-                    threads, warm, alone,
+                    threads, warm, alone, preset.compiled if compiled is None else compiled,
                 )
             )  # fmt: skip
     return list(dict.fromkeys(cells))  # with --lora, a shape may stand there twice
@@ -217,8 +219,9 @@ def lines(found: list[dict[str, Any]]) -> list[str]:
         says = BASELINES[cell.against].says if cell.against in BASELINES else "Accord again (control)"
         work, passes, sheet = f.get("products"), f.get("reference", {"accord": 0.0, "other": 0.0}), f.get("mfu")
         paid = min(passes.values()) > 0.01
+        what = cell.objective + " lora" * cell.lora + " compiled" * cell.compiled
         rows.append([
-            *([Path(cell.model).name] if models else []), cell.objective + (" lora" if cell.lora else ""), cell.mix,
+            *([Path(cell.model).name] if models else []), what, cell.mix,
             str(cell.k), says, f"{f['ratio']:.2f}", f"{min(f['ratios']):.2f}-{max(f['ratios']):.2f}",
             f"{f['wall_ratio']:.2f}",
             *([f"{sheet[side]:.0%}" if sheet else "-" for side in ("accord", "other")] if sheets else []),

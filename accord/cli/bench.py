@@ -23,6 +23,10 @@ def bench(
     against: Annotated[list[str] | None, typer.Option(help="tuned, tuned-bf16, fp32, box, plain, itself.")] = None,
     answers: Annotated[int, typer.Option(help="Answers a prompt; all their pairs are trained.")] = 2,
     lora: Annotated[bool, typer.Option("--lora", help="Train adapters.")] = False,
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Norms and feed-forward parts, in Accord; as the preset has it."),
+    ] = None,
     updates: Annotated[
         int, typer.Option(help="Updates that are timed; 0: as many as the preset has, on a GPU 20.")
     ] = 0,
@@ -70,7 +74,7 @@ def bench(
     chosen = table.PRESETS[preset]
     cells = table.cells_of(
         chosen, model, objectives=objective or [], mixes=mix or [], against=against or [], k=answers, lora=lora,
-        threads=threads, updates=updates,
+        threads=threads, updates=updates, compiled=compiled,
     )  # fmt: skip
     cells_found = table.run(cells, output, chosen.memory, tell)
     typer.echo(json.dumps(cells_found, indent=2) if as_json else "\n".join(table.lines(cells_found)))
