@@ -1175,6 +1175,10 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(model_folder, tmp_
     assert rehearsed.summary["weights"] == rehearsed.summary["gradients"] == weights
     assert rehearsed.summary["optimizer"] == 2 * weights
     assert rehearsed.summary["activations"] > 0
+    held = load_file(model_folder / "model.safetensors")
+    assert all(torch.equal(p, held[n]) for n, p in rehearsed.model.named_parameters() if n in held)
+    assert 0 < rehearsed.summary["off"] < 2
+    assert "each within" in said
     done = accord.train(str(model_folder), pair_records(40), output=str(tmp_path / "r"), **given | {"quiet": True})
     timed = [json.loads(line)["seconds"] for line in (done.folder / "timing.jsonl").read_text().splitlines()]
     assert 0.2 < rehearsed.summary["step_seconds"] / np.median(timed) < 5
