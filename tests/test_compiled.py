@@ -87,3 +87,10 @@ def test_without_a_compiler_it_says_so(monkeypatch):
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
     with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler, and there is none: install g\+\+"):
         models.load(equality.tiny("Llama"), object(), device="cpu", compile_layers=True)
+
+
+def test_dropout_of_adapters_is_refused():
+    with pytest.raises(ConfigError, match="set lora dropout to 0"):
+        models.load(
+            equality.tiny("Llama"), object(), device="cpu", compile_layers=True, lora=models.LoraOptions(dropout=0.1)
+        )

@@ -3,6 +3,8 @@ replaces, and does less."""
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from accord.bench.equality import sequences, tiny
 from accord.data.batches import micro_batches, pack
-from accord.engine import fused, logprobs, models
+from accord.engine import attention, fused, logprobs, models
 from accord.engine.logprobs import Row
 from accord.training import early
 from tests.test_training import assert_alike, make
@@ -44,7 +46,9 @@ def test_parts_written_out_have_the_value_and_all_gradients_of_the_model_s_own(n
         x = torch.randn(2, 5, width, generator=draws, dtype=torch.float64, requires_grad=True)
         up = torch.randn(2, 5, width, generator=draws, dtype=torch.float64)
         leaves = [x, *m.parameters()]
-        here, there = m(x), by_class(m, x)
+        with attention.attending(attention.Layout(())):
+            here = m(x)
+        there = by_class(m, x)
         assert torch.allclose(here, there, rtol=1e-6)  # a norm of transformers' computes in float32
         for a, b in zip(torch.autograd.grad(here, leaves, up), torch.autograd.grad(there, leaves, up), strict=True):
             assert float((a - b).abs().max()) <= 2e-6 * float(b.abs().max())
@@ -53,6 +57,43 @@ def test_parts_written_out_have_the_value_and_all_gradients_of_the_model_s_own(n
 def test_what_computes_otherwise_stays_as_it_is():
     assert {type(m).__name__ for m in parts_of("Gemma")} == set()  # its norm is 1 + weight, its gate is GELU
     assert parts_of("GPT2") == []
+
+
+@pytest.mark.parametrize("name", ["Gemma", "Llama"])
+def test_a_part_whose_output_is_nothing_yet_is_not_taken_for_another(name):
+    """A residual that begins at zero looks like any other."""
+    model = tiny(name)
+    for layer in model.model.layers:
+        layer.mlp.down_proj.weight.data.zero_()
+        layer.mlp.act_fn = nn.GELU()
+    assert "MLP" not in "".join(fused.install(model))
+
+
+def test_a_norm_with_a_gate_stays_as_it_is():
+    from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
+
+    assert fused.install(nn.ModuleList([MambaRMSNormGated(8, group_size=8)])) == []
+
+
+def test_outside_of_accord_s_passes_and_under_hooks_the_parts_are_the_model_s_own():
+    model = tiny("Llama")
+    policy = models.load(model, object(), device="cpu", precision="fp32")
+    seen: list[int] = []
+    for part in (model.model.layers[0].mlp.down_proj, model.model.layers[1].mlp.act_fn):
+        part.register_forward_hook(lambda module, args, out: seen.append(1))
+    several = sequences()
+    policy.scorer(Row.of(pack(several, range(len(several)), "shared"), "cpu"))
+    assert len(seen) == 2
+    for part in (model.model.layers[0].mlp.down_proj, model.model.layers[1].mlp.act_fn):
+        part._forward_hooks.clear()
+    ids = torch.arange(3, 20)[None]
+    twice = []
+    for own in (model, pickle.loads(pickle.dumps(model)), tiny("Llama")):
+        w = own.model.layers[0].mlp.up_proj.weight
+        (slope,) = torch.autograd.grad(own(input_ids=ids).logits.square().sum(), w, create_graph=True)
+        twice.append(torch.autograd.grad(slope.square().sum(), w)[0])
+    assert torch.equal(twice[0], twice[1])
+    assert torch.allclose(twice[0], twice[2], rtol=1e-4, atol=1e-4 * float(twice[2].abs().max()))
 
 
 def test_adapters_under_a_feed_forward_part_are_used():
@@ -74,7 +115,7 @@ def kept_by(model: nn.Module, x: torch.Tensor) -> int:
             sizes[place.data_ptr()] = place.nbytes()
         return t
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), attention.attending(attention.Layout(())):
         model(x)
     return sum(sizes.values())
 
@@ -138,6 +179,14 @@ def test_a_model_outside_of_accord_is_not_trimmed_and_loading_it_twice_trims_it_
     policy.scorer(row)
     whole = model(input_ids=torch.arange(3, 20)[None], output_hidden_states=True).hidden_states[-1]
     assert float(whole.detach().abs().sum(-1).min()) > 0
+
+
+def test_adapters_around_a_layer_that_was_trimmed_are_trimmed_with_it():
+    model = tiny("Llama")
+    models.load(model, object(), device="cpu", precision="fp32")
+    again = models.load(model, object(), device="cpu", precision="fp32", lora=models.LoraOptions(rank=2))
+    assert again.scorer.layout == "shared"
+    assert again.scorer.trims
 
 
 # -- coefficients known early -----------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def measure(model: Path, say: Callable[[str], None]) -> dict[str, Any]:
 
 def kept(model: str | Path, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """The same, as `folder` holds it from the same code, else measured and kept there."""
-    file, code = folder / f"scaling-{Path(model).name}.json", code_key()
+    file, code = folder / f"scaling-{Path(model).name}.json", code_key(model)
     if not file.exists() or json.loads(file.read_text())["code"] != code:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(measure(ready(model), say) | {"code": code}, indent=1))

@@ -104,6 +104,8 @@ def cells_of(
             if other != "itself" and objective not in (PLAIN if other == "plain" else TRAINERS):
                 having = sorted(PLAIN if other == "plain" else TRAINERS)
                 raise ConfigError(f"--against {other} has no {objective}; it has {', '.join(having)}")
+            if lora and (other == "plain" or objective == "sample"):
+                raise ConfigError(f"--lora: {objective} against {other} is raced without adapters; leave it out")
             alone = preset.batch if other in BASELINES and not BASELINES[other].tuned else 0
             cells.append(
                 Cell(
@@ -123,7 +125,7 @@ def run(cells: list[Cell], folder: Path, memory: bool, say: Callable[[str], None
     folder.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
     for cell in cells:
-        file = folder / f"{cell.name}-{code_key()}.json"
+        file = folder / f"{cell.name}-{code_key(cell.model)}.json"
         if not file.exists():
             say(f"{cell.name} ...")
             try:
@@ -169,13 +171,16 @@ def _raced(cell: Cell) -> dict[str, Any]:
     raise NoRoomError("both sides together ran out of the GPU's memory")
 
 
-def code_key() -> str:
-    """Identity of the code whose speed is measured."""
+def code_key(model: str | Path) -> str:
+    """Identity of the code whose speed is measured, of what it is raced with, of the machine and of the weights."""
     root = Path(__file__).parents[1]
-    digest = hashlib.blake2b(digest_size=5)
-    for wing in ("bench", "engine", "training", "data", "sampling"):
+    digest = hashlib.blake2b(repr(device.machine()).encode(), digest_size=5)
+    for wing in ("bench", "engine", "objectives", "training", "data", "sampling"):
         for file in sorted((root / wing).glob("*.py")):
             digest.update(file.read_bytes())
+    if not shape_of(model):  # random ones are the same each time
+        for file in sorted(Path(model).glob("*.safetensors")):
+            digest.update(f"{file} {(known := file.stat()).st_size} {known.st_mtime_ns}".encode())
     return digest.hexdigest()
 
 

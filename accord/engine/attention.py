@@ -48,6 +48,7 @@ class Layout:
 
     kept: takes keys and values [1, G, T, d] of every layer, if the contexts will be continued by `room` tokens.
     read: the places [m] of which anything is read behind the last layer, in order; None: all.
+    windows: where one was met: in the model's `mask`, which is not made here, and in its calls of `attention`.
     """
 
     trees: tuple[Tree, ...]
@@ -56,6 +57,7 @@ class Layout:
     kept: dict[int, tuple[Tensor, Tensor]] | None = None
     room: int = 0
     read: Tensor | None = None
+    windows: set[str] = field(default_factory=set)
 
     def spans_on(self, device: torch.device) -> varlen.Spans:
         if device not in self.spans:
@@ -203,25 +205,41 @@ class _Again(contextlib.AbstractContextManager):
         self.within.__exit__(*error)
 
 
+def within() -> bool:
+    """Whether one of Accord's own passes over trees is going on."""
+    return _current.get() is not None
+
+
 @contextlib.contextmanager
 def attending(layout: Layout | Growing) -> Iterator[None]:
-    """Within, attention named `accord` follows this layout."""
+    """Within, attention named `accord` follows this layout.
+
+    Raises:
+        UnsupportedAttentionError: the model has windows or chunks in its masks, and does not tell its attention.
+    """
     token = _current.set(layout)
     try:
         yield
     finally:
         _current.reset(token)
+    if isinstance(layout, Layout) and layout.windows == {"mask"}:
+        raise UnsupportedAttentionError("windows that the mask alone knows")
 
 
 def trim(layer: torch.nn.Module | None) -> None:
     """From now on a model's last layer computes its feed-forward part, and what makes its queries and takes its
     attention further, for those places alone that are read (`Layout.read`); elsewhere they yield 0. A prompt's tokens
     have keys and values there, and nothing else of them is asked."""
-    own = getattr(layer, "self_attn", None)
-    for part in (getattr(layer, "mlp", None), getattr(own, "q_proj", None), getattr(own, "o_proj", None)):
-        if part is not None and _narrowed not in part._forward_pre_hooks.values():
-            part.register_forward_pre_hook(_narrowed)
-            part.register_forward_hook(_widened)
+    attends = getattr(layer, "self_attn", None)
+    for part in (getattr(layer, "mlp", None), getattr(attends, "q_proj", None), getattr(attends, "o_proj", None)):
+        if part is None:
+            continue
+        for inner in part.modules():  # adapters may have come around what was trimmed before
+            for hooks, own in ((inner._forward_pre_hooks, _narrowed), (inner._forward_hooks, _widened)):
+                for number in [n for n, hook in hooks.items() if hook is own]:
+                    del hooks[number]
+        part.register_forward_pre_hook(_narrowed)
+        part.register_forward_hook(_widened)
 
 
 def _reading(args: tuple[Any, ...]) -> tuple[Tensor, int] | None:
@@ -275,6 +293,8 @@ def tree_attention(
             raise UnsupportedAttentionError(f"attention with {extra}")
     if kwargs.get("is_causal", True) is False or getattr(module, "is_causal", True) is False:
         raise UnsupportedAttentionError("attention that is not causal")
+    if sliding_window is not None and isinstance(layout, Layout):
+        layout.windows.add("attention")
     if isinstance(layout, Growing):
         return layout.attend(module.layer_idx, query, key, value, scaling), None  # type: ignore[arg-type]
     if layout.kept is not None:
@@ -430,7 +450,12 @@ def _call(
 
 def _no_mask(*args: Any, **kwargs: Any) -> Any:
     """Trees need no mask of transformers'; outside of `attending`, its own is made."""
-    return None if _current.get() is not None else AttentionMaskInterface()["sdpa"](*args, **kwargs)
+    layout = _current.get()
+    if layout is None:
+        return AttentionMaskInterface()["sdpa"](*args, **kwargs)
+    if kwargs.get("local_size") is not None and isinstance(layout, Layout):
+        layout.windows.add("mask")
+    return None
 
 
 AttentionInterface.register(NAME, tree_attention)

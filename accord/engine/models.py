@@ -286,6 +286,11 @@ def load(
     choose_layout(policy, layout)
     if gradient_checkpointing:
         scorer.checkpoint_layers()
+    if compile_layers and lora is not None and lora.dropout:
+        raise ConfigError(
+            "compile_layers draws other numbers for an adapter's dropout where a gradient is asked for than where none "
+            "is: set lora dropout to 0, or leave compile_layers out"
+        )
     if compile_layers:
         compiled.compile_layers(scorer.causal, scorer.device)
     if freeze_layers:

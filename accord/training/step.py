@@ -449,6 +449,9 @@ class Step:
         if not self.live:
             return self.scorer(row, self.needs, logp=self.logps, given=given)
         with self.references["ref"].open() as reference:
+            if (own := self.scorer.layout) != reference.layout:
+                both = f"the policy's prompts are laid out {own!r}, the reference's {reference.layout!r}"
+                raise ConfigError(f"{self.live[0]} needs both on the same tokens, but {both}: set layout: padded")
             beside = reference.against(row, self.needs)
         return self.scorer(row, self.needs, beside)
 
