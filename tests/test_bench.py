@@ -211,6 +211,7 @@ def a_gpu(monkeypatch):
     waited: list[None] = []
     monkeypatch.setattr(device.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(device.torch.cuda, "synchronize", lambda: waited.append(None))
+    monkeypatch.setattr(device.torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     monkeypatch.setattr(device.torch.cuda, "max_memory_allocated", lambda: 3)
     monkeypatch.setattr(device.torch.cuda, "max_memory_reserved", lambda: 4)
     monkeypatch.setattr(shapes, "free_memory", lambda device: 150 * 10**9)

@@ -19,6 +19,9 @@ from accord.errors import ConfigError
 
 @pytest.fixture
 def compiler() -> None:
+    """One is here, and has compiled nothing in this process yet."""
+    torch.compiler.reset()
+    compiled._compiled.cache_clear()
     try:
         compiled.check(torch.device("cpu"))
     except ConfigError as error:
